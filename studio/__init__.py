@@ -1,0 +1,1 @@
+"""LongCat Studio: teach LongCat-Video new motion with a LoRA, and animate your own start frames."""

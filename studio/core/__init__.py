@@ -1,0 +1,1 @@
+"""The core: no gradio, no ipywidgets, no matplotlib, no argparse."""

@@ -1,0 +1,138 @@
+"""The typed configuration of a run; `simpletuner.py` reads the guide's files into it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from studio.core.errors import ConfigError
+
+PUBLISHED_MODEL = "meituan-longcat/LongCat-Video"
+"""Hub id of the flavour `final`."""
+
+Attention = Literal["auto", "dense", "sparse"]
+CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
+ResolutionType = Literal["pixel", "area", "pixel_area"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which checkpoint, and where it runs."""
+
+    source: str = PUBLISHED_MODEL
+    """A folder in the published layout, or a hub id."""
+    device: str = "auto"
+    """`auto` takes CUDA when it is there."""
+    dtype: str = "auto"
+    """`auto`: bf16 on CUDA, fp32 on a CPU."""
+    attention: Attention = "auto"
+    gradient_checkpointing: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetConfig:
+    """One entry of `multidatabackend.json`."""
+
+    id: str
+    kind: Literal["video", "conditioning"]
+    directory: Path
+    is_i2v: bool = True
+    conditioning_ids: tuple[str, ...] = ()
+    """Datasets that hold the start frames; empty: start frames lie beside the clips."""
+    caption_strategy: CaptionStrategy | None = "textfile"
+    instance_prompt: str | None = None
+    resolution: float = 480.0
+    """Edge in pixels, or megapixels for `area`."""
+    resolution_type: ResolutionType = "pixel_area"
+    num_frames: int = 93
+    repeats: int = 0
+    """Extra passes over the dataset in an epoch."""
+    cache_dir: Path | None = None
+    """Where latents are cached; None: in the run's output folder."""
+
+    def __post_init__(self) -> None:
+        if self.caption_strategy == "instanceprompt" and not self.instance_prompt:
+            raise ConfigError(
+                f"Dataset {self.id}: caption_strategy is instanceprompt, but instance_prompt is empty.",
+                "Write the prompt into instance_prompt.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """All datasets of a run."""
+
+    datasets: tuple[DatasetConfig, ...]
+    aspect_bucket_alignment: int = 64
+    """Pixels; buckets are multiples of it."""
+    train_batch_size: int = 1
+
+    @property
+    def by_id(self) -> dict[str, DatasetConfig]:
+        """Datasets by their id."""
+        return {d.id: d for d in self.datasets}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSettings:
+    """Shape of the adapter."""
+
+    rank: int = 8
+    alpha: float | None = None
+    """None: equal to the rank, so that the scale is 1."""
+    dropout: float = 0.0
+
+    @property
+    def resolved_alpha(self) -> float:
+        """Alpha, with the default applied."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW and its schedule."""
+
+    learning_rate: float = 1e-4
+    max_train_steps: int | None = None
+    """None: obey `num_train_epochs`."""
+    num_train_epochs: int = 1
+    lr_warmup_steps: int = 0
+    max_grad_norm: float = 2.0
+    checkpoint_step_interval: int = 500
+    checkpoints_total_limit: int = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationConfig:
+    """Samples rendered while training."""
+
+    eval_dataset_id: str | None = None
+    using_datasets: bool = False
+    """Start frames and prompts come from `eval_dataset_id`."""
+    num_pairs: int = 1
+    """How many of its pairs are rendered."""
+    step_interval: int = 100
+    resolution: tuple[int, int] | None = None
+    """(height, width) in pixels, landscape or square; turned when the start frame is portrait. None: the
+    checkpoint's own."""
+    num_frames: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    """None in any of these: the checkpoint's own default."""
+    negative_prompt: str = ""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything a run needs to be repeated."""
+
+    model: ModelConfig
+    data: DataConfig
+    lora: LoraSettings
+    optim: OptimConfig
+    validation: ValidationConfig
+    output_dir: Path
+    """Runs are folders in it."""
+    seed: int = 42

@@ -1,0 +1,1 @@
+"""From files to training pairs: scan, probe, decode, pair, bucket, check, cache."""

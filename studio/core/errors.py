@@ -1,0 +1,43 @@
+"""Errors that a user can act on: each carries what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class StudioError(Exception):
+    """A problem that the user can mend; `remedy` says how. Faces print both, never a traceback."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}"
+
+
+class ConfigError(StudioError):
+    """A configuration file or value cannot be used."""
+
+
+class DatasetError(StudioError):
+    """A dataset has errors; the report that lists them all belongs to whoever checked it."""
+
+
+class MediaError(StudioError):
+    """A clip or an image cannot be read."""
+
+
+class CheckpointError(StudioError):
+    """A model checkpoint is missing a part, or a part does not fit."""
+
+
+class AdapterError(StudioError):
+    """A LoRA does not fit the model, or its file cannot be read."""
+
+
+class DeviceError(StudioError):
+    """The device asked for is not here, or cannot do what was asked."""
+
+
+class JobAlreadyRunning(StudioError):
+    """A run is being trained already; a second one would fight for the device."""

@@ -1,0 +1,131 @@
+"""What a run tells the world, as data: one line of JSON an event."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStarted:
+    """The model is loaded and the run knows what it will do."""
+
+    num_steps: int
+    num_pairs: int
+    device: str
+    dtype: str
+    attention: str
+    """`dense` or `sparse`."""
+    attention_reason: str
+    """Why that attention runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheProgress:
+    """Latents and text embeddings are being computed."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDone:
+    """One optimiser step."""
+
+    step: int
+    """Counted from 1."""
+    num_steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleSaved:
+    """A validation video was written."""
+
+    step: int
+    path: str
+    """Relative to the run folder."""
+    prompt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointSaved:
+    """The LoRA, the optimiser and the random state were written."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFinished:
+    """All steps are done."""
+
+    step: int
+    seconds: float
+    lora: str
+    """The LoRA file, relative to the run folder."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStopped:
+    """The user asked it to stop; the LoRA as it stood was saved."""
+
+    step: int
+    lora: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFailed:
+    """Something went wrong; what was trained before is kept."""
+
+    step: int
+    message: str
+    remedy: str
+
+
+TrainEvent = (
+    RunStarted | CacheProgress | StepDone | SampleSaved | CheckpointSaved | RunFinished | RunStopped | RunFailed
+)
+
+_EVENT_TYPES = {cls.__name__: cls for cls in TrainEvent.__args__}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenoiseStep:
+    """One denoising step of a sample."""
+
+    step: int
+    """Counted from 1."""
+    num_steps: int
+    seconds: float
+    """Seconds this step took."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleDone:
+    """A sample was written."""
+
+    path: Path
+    seconds: float
+    """From the start frame to the mp4, model loading left out."""
+    attention: str
+    attention_reason: str
+
+
+SampleEvent = DenoiseStep | SampleDone
+
+
+def encode_event(event: TrainEvent, *, time: float) -> str:
+    """One line of JSON, without the newline; `time` is Unix time in seconds."""
+    return json.dumps({"event": type(event).__name__, "time": round(time, 3), **asdict(event)})
+
+
+def decode_event(line: str) -> tuple[float, TrainEvent]:
+    """(time, event) of a line that `encode_event` made."""
+    fields: dict[str, Any] = json.loads(line)
+    return fields.pop("time"), _EVENT_TYPES[fields.pop("event")](**fields)

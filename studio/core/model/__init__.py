@@ -1,0 +1,1 @@
+"""The LongCat-Video model: transformer, VAE, text encoder, flow matching, loading."""

@@ -1,0 +1,1 @@
+"""Image-to-video sampling: start frame and prompt in, mp4 out."""

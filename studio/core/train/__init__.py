@@ -1,0 +1,1 @@
+"""LoRA training: adapter, step, loop, checkpoint, background job."""

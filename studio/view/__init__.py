@@ -1,0 +1,1 @@
+"""Figures and sentences that every face shares: matplotlib and text, no widgets."""
