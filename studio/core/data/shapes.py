@@ -1,0 +1,257 @@
+"""A small world of coloured shapes that move as their caption says, and the tracker that measures it.
+
+The tiny checkpoint is trained on it, the demo dataset is drawn from it, and the figures in `assets/README.md` are
+measured with it. Letters: B clips, T frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.88, 0.16, 0.16),
+    "green": (0.14, 0.68, 0.28),
+    "blue": (0.16, 0.36, 0.92),
+    "yellow": (0.94, 0.80, 0.14),
+    "purple": (0.62, 0.22, 0.78),
+    "white": (0.97, 0.97, 0.97),
+}
+"""sRGB in 0..1; the muted backgrounds stay well away from all of them."""
+
+SHAPES = ("circle", "square", "triangle")
+
+BASE_MOTIONS = (
+    "moves right", "moves left", "moves up", "moves down",
+    "swings right and back", "swings left and back", "grows", "shrinks", "stays still",
+)  # fmt: skip
+"""What the tiny checkpoint knows."""
+
+EFFECT = "hops"
+"""What the demo's LoRA teaches: the shape jumps up and lands where it stood."""
+
+MOTIONS = (*BASE_MOTIONS, EFFECT)
+
+TRAVEL = 0.28
+"""How far a motion goes, in shorter sides of the frame."""
+
+
+def motion_paths(num_frames: int) -> torch.Tensor:
+    """fp32 [M, T, 3]: shift right, shift down (shorter sides of the frame) and scale, of each motion in time."""
+    t = torch.linspace(0, 1, num_frames)
+    zero, one = torch.zeros_like(t), torch.ones_like(t)
+    out_and_back = TRAVEL * torch.sin(math.pi * t)
+    hop = 4 * t * (1 - t) * TRAVEL
+    paths = {
+        "moves right": (TRAVEL * t, zero, one),
+        "moves left": (-TRAVEL * t, zero, one),
+        "moves up": (zero, -TRAVEL * t, one),
+        "moves down": (zero, TRAVEL * t, one),
+        "swings right and back": (out_and_back, zero, one),
+        "swings left and back": (-out_and_back, zero, one),
+        "grows": (zero, zero, 1 + 0.7 * t),
+        "shrinks": (zero, zero, 1 - 0.5 * t),
+        "stays still": (zero, zero, one),
+        EFFECT: (zero, -hop, one),
+    }
+    return torch.stack([torch.stack(paths[name], dim=-1) for name in MOTIONS])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """A batch of scenes: one shape each on a gradient, and how it moves. Tensors on one device."""
+
+    shape: torch.Tensor
+    """int64 [B], index in `SHAPES`."""
+    color: torch.Tensor
+    """int64 [B], index in `COLORS`."""
+    motion: torch.Tensor
+    """int64 [B], index in `MOTIONS`."""
+    center: torch.Tensor
+    """fp32 [B, 2], x and y of the shape in the first frame, pixels."""
+    radius: torch.Tensor
+    """fp32 [B], pixels."""
+    background: torch.Tensor
+    """fp32 [B, 2, 3], the two ends of the gradient, sRGB in 0..1."""
+    angle: torch.Tensor
+    """fp32 [B], direction of the gradient, radians."""
+    height: int
+    width: int
+
+    def captions(self) -> list[str]:
+        """`a red circle moves right`, one a scene."""
+        names = list(COLORS)
+        rows = zip(self.color.tolist(), self.shape.tolist(), self.motion.tolist(), strict=True)
+        return [f"a {names[c]} {SHAPES[s]} {MOTIONS[m]}" for c, s, m in rows]
+
+    def to(self, device: str | torch.device) -> Scenes:
+        """The same scenes on another device."""
+        moved = {name: getattr(self, name).to(device) for name in self.__slots__ if name not in _SIZES}
+        return Scenes(**moved, height=self.height, width=self.width)
+
+
+_SIZES = ("height", "width")
+
+
+def random_scenes(
+    count: int,
+    *,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    motions: Sequence[str] = BASE_MOTIONS,
+) -> Scenes:
+    """`count` scenes whose shape stays inside the frame; `generator` lives on the CPU."""
+    side = min(height, width)
+    rand = torch.rand(count, 12, generator=generator)
+    choices = torch.tensor([MOTIONS.index(name) for name in motions])
+    motion = choices[(rand[:, 0] * len(choices)).long()]
+    radius = side * (0.10 + 0.05 * rand[:, 1])
+    path = motion_paths(17)[motion]
+    reach = 1.05 * radius * path[..., 2].amax(dim=1) + 1
+    low = reach[:, None] - side * path[..., :2].amin(dim=1)
+    high = torch.tensor([width, height]) - reach[:, None] - side * path[..., :2].amax(dim=1)
+    grey = 0.25 + 0.35 * rand[:, 2:4]
+    tint = 0.12 * (rand[:, 4:10].view(count, 2, 3) - 0.5)
+    return Scenes(
+        shape=(rand[:, 10] * len(SHAPES)).long(),
+        color=torch.randint(len(COLORS), (count,), generator=generator),
+        motion=motion,
+        center=low + (high - low) * torch.rand(count, 2, generator=generator),
+        radius=radius,
+        background=grey[..., None] + tint,
+        angle=2 * math.pi * rand[:, 11],
+        height=height,
+        width=width,
+    )
+
+
+def draw_background(scenes: Scenes) -> torch.Tensor:
+    """fp32 [B, 3, H, W] in 0..1: the gradient without its shape."""
+    y, x = _pixel_axes(scenes)
+    cos, sin = scenes.angle.cos()[:, None, None], scenes.angle.sin()[:, None, None]
+    along = (x / scenes.width - 0.5) * cos + (y / scenes.height - 0.5) * sin
+    blend = (along / math.sqrt(2) + 0.5).unsqueeze(1)
+    first, last = scenes.background[:, 0, :, None, None], scenes.background[:, 1, :, None, None]
+    return first * (1 - blend) + last * blend
+
+
+def draw_clips(scenes: Scenes, num_frames: int) -> torch.Tensor:
+    """fp32 [B, 3, T, H, W] in 0..1, edges antialiased."""
+    device = scenes.center.device
+    side = min(scenes.height, scenes.width)
+    path = motion_paths(num_frames).to(device)[scenes.motion]
+    center = scenes.center[:, None] + side * path[..., :2]
+    radius = scenes.radius[:, None] * path[..., 2]
+    inside = _coverage(scenes, center, radius).unsqueeze(1)
+    colors = torch.tensor(list(COLORS.values()), device=device)[scenes.color][:, :, None, None, None]
+    return draw_background(scenes).unsqueeze(2) * (1 - inside) + colors * inside
+
+
+def _pixel_axes(scenes: Scenes) -> tuple[torch.Tensor, torch.Tensor]:
+    """(y [H, 1], x [1, W]) of pixel centres."""
+    device = scenes.center.device
+    y = torch.arange(scenes.height, device=device, dtype=torch.float32) + 0.5
+    x = torch.arange(scenes.width, device=device, dtype=torch.float32) + 0.5
+    return y[:, None], x[None, :]
+
+
+def _coverage(scenes: Scenes, center: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    """fp32 [B, T, H, W] in 0..1: how much of each pixel the shape covers; `center` [B, T, 2], `radius` [B, T]."""
+    y, x = _pixel_axes(scenes)
+    dx = x - center[..., 0, None, None]
+    dy = y - center[..., 1, None, None]
+    r = radius[..., None, None]
+    circle = torch.sqrt(dx * dx + dy * dy) - r
+    square = torch.maximum(dx.abs(), dy.abs()) - 0.88 * r
+    # Equilateral, tip up: two slanted sides and the base, each at 0.62 r from the centre.
+    slanted = dx.abs() * math.cos(math.pi / 6) - dy * math.sin(math.pi / 6)
+    triangle = torch.maximum(slanted, dy) - 0.62 * r
+    kind = scenes.shape[:, None, None, None]
+    distance = torch.where(kind == 0, circle, torch.where(kind == 1, square, triangle))
+    return (0.5 - distance).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Track:
+    """What a video shows, measured."""
+
+    path: torch.Tensor
+    """fp32 [T, 3]: shift right, shift down (shorter sides), scale; relative to the first frame. NaN where the
+    shape is gone."""
+    colors: tuple[str, ...]
+    """Nearest named colour in each frame; empty where the shape is gone."""
+    shapes: tuple[str, ...]
+    """Best-matching shape in each frame; empty where the shape is gone."""
+
+    def follows(self, motion: str, tolerance: float = 0.07) -> bool:
+        """True when `motion` is the nearest of all motions and the path stays within `tolerance` of it (RMS)."""
+        if self.path.isnan().any():
+            return False
+        distance = (motion_paths(len(self.path)) - self.path).square().sum(-1).mean(-1).sqrt()
+        index = MOTIONS.index(motion)
+        return bool(distance.argmin() == index and distance[index] < tolerance)
+
+    def keeps(self, color: str, shape: str) -> bool:
+        """True when three quarters of the frames show this colour and this shape, the last frame among them."""
+        hits = [c == color and s == shape for c, s in zip(self.colors, self.shapes, strict=True)]
+        return hits[-1] and sum(hits) >= 0.75 * len(hits)
+
+
+def track(frames: np.ndarray, background: np.ndarray) -> Track:
+    """Follows the shape through uint8 [T, H, W, 3] `frames`, given the uint8 [H, W, 3] scene without it.
+
+    A pixel belongs to the shape where it differs from the background by more than 0.18 in some channel.
+    """
+    video = torch.from_numpy(frames.astype(np.float32) / 255)
+    plate = torch.from_numpy(background.astype(np.float32) / 255)
+    _, height, width, _ = video.shape
+    mask = (video - plate).abs().amax(-1) > 0.18
+    area = mask.sum((1, 2)).float()
+    gone = area < 12
+    y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    safe = area.clamp(min=1)
+    center = torch.stack(((mask.sum(1) * x).sum(1) / safe, (mask.sum(2) * y).sum(1) / safe), dim=-1)
+    shift = (center - center[0]) / min(height, width)
+    scale = (area / safe[0]).sqrt()
+    path = torch.cat((shift, scale[:, None]), dim=-1)
+    path[gone] = float("nan")
+    names = list(COLORS)
+    palette = torch.tensor(list(COLORS.values()))
+    colors, shapes = [], []
+    for frame, inside, is_gone in zip(video, mask, gone.tolist(), strict=True):
+        mean = frame[inside].median(dim=0).values if not is_gone else palette[0]
+        nearest = int((palette - mean).square().sum(-1).argmin())
+        colors.append("" if is_gone else names[nearest])
+        shapes.append("" if is_gone else _best_shape(inside))
+    return Track(path=path, colors=tuple(colors), shapes=tuple(shapes))
+
+
+def _best_shape(mask: torch.Tensor) -> str:
+    """The shape of equal area and bounding-box centre that overlaps the mask most."""
+    height, width = mask.shape
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    x = (columns[0] + columns[-1] + 1) / 2
+    y = (rows[0] + rows[-1] + 1) / 2
+    area = float(mask.sum())
+    # Areas at radius 1: pi, (2 * 0.88)^2, and 3 * sqrt(3) * 0.62^2.
+    radii = torch.tensor([(area / unit) ** 0.5 for unit in (math.pi, 3.0976, 1.9974)])
+    # The triangle's bounding box is centred 0.31 r above its centroid: from -1.24 r to 0.62 r.
+    centers = torch.stack((x.expand(3), y + torch.tensor([0.0, 0.0, 0.31]) * radii), dim=-1)
+    three = Scenes(
+        shape=torch.arange(3), color=torch.zeros(3, dtype=torch.int64), motion=torch.zeros(3, dtype=torch.int64),
+        center=centers, radius=radii, background=torch.zeros(3, 2, 3), angle=torch.zeros(3),
+        height=height, width=width,
+    )  # fmt: skip
+    templates = _coverage(three, centers[:, None], radii[:, None])[:, 0] > 0.5
+    overlap = (templates & mask).sum((1, 2)) / (templates | mask).sum((1, 2)).clamp(min=1)
+    return SHAPES[int(overlap.argmax())]
+
+
+def to_uint8(video: torch.Tensor) -> np.ndarray:
+    """uint8 [B, T, H, W, 3] of fp32 [B, 3, T, H, W] in 0..1."""
+    return (video.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
