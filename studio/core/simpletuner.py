@@ -1,0 +1,221 @@
+"""From SimpleTuner's files, or a plain folder, to the configuration of a run; assumptions are said aloud."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from studio.core.config import (
+    PUBLISHED_MODEL,
+    DataConfig,
+    DatasetConfig,
+    LoraSettings,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    ValidationConfig,
+)
+from studio.core.errors import ConfigError
+from studio.core.jsonc import Document, JsonPath, read_jsonc
+from studio.core.simpletuner_datasets import Datasets, read_datasets, resolve_path
+from studio.core.simpletuner_keys import CONFIG_KEYS
+from studio.core.simpletuner_reading import Reading, Sections
+from studio.core.types import Issue, IssueCode, Severity
+
+CONFIG_NAME = "config.json"
+DATASETS_NAME = "multidatabackend.json"
+CLIPS_FOLDER = "clips"
+START_FRAMES_FOLDER = "start_frames"
+TINY_MODEL = "tiny"
+"""Stands for the checkpoint that ships with the package."""
+DEFAULT_OUTPUT = Path("runs")
+"""In the working directory: a project's own folder may be read-only."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """A configuration, and what its owner should know about how it was read."""
+
+    run: RunConfig
+    issues: tuple[Issue, ...]
+
+
+def read_project(path: Path) -> Project:
+    """The project at a config.json, a multidatabackend.json or a plain folder.
+
+    A folder with config.json or multidatabackend.json is read through it (config.json first). Values that
+    cannot be used are issues of severity error, all of them collected; the default stands in for each.
+
+    Raises:
+        ConfigError: there is nothing at the path, or the file itself is not readable JSON.
+    """
+    try:
+        is_folder = path.is_dir()
+        candidates = [path / name for name in (CONFIG_NAME, DATASETS_NAME)] if is_folder else [path]
+        document = next((candidate for candidate in candidates if not is_folder or candidate.is_file()), None)
+        if document is None:
+            return _read_folder(path)
+    except OSError as error:
+        raise ConfigError(f"{path.name} cannot be read: {error.strerror}.", "Check the path.") from error
+    return _read_document(read_jsonc(document), document.parent)
+
+
+def _read_document(document: Document, folder: Path) -> Project:
+    """A list is a multidatabackend.json, an object a config.json."""
+    if isinstance(document.value, dict):
+        return _read_config(document, folder)
+    if not isinstance(document.value, list):
+        raise ConfigError(
+            f"{document.name} holds neither an object (config.json) nor a list (multidatabackend.json).",
+            "Check that this is the right file.",
+        )
+    data = DataConfig(datasets=())
+    found = read_datasets(document, folder=folder, defaults={}, alignment=data.aspect_bucket_alignment)
+    reading = Reading(Document(name=document.name, value=None))
+    run = _assemble(reading, {}, found, folder)
+    return Project(run, found.issues + tuple(reading.issues))
+
+
+def _read_config(document: Document, folder: Path) -> Project:
+    reading = Reading(document)
+    sections = reading.object(document.value, (), CONFIG_KEYS)
+    alignment = sections.get("data", {}).get(
+        "aspect_bucket_alignment", DataConfig(datasets=()).aspect_bucket_alignment
+    )
+    found = _find_datasets(reading, sections, folder, alignment)
+    run = _assemble(reading, sections, found, folder)
+    return Project(run, tuple(reading.issues) + found.issues)
+
+
+def _find_datasets(reading: Reading, sections: Sections, folder: Path, alignment: int) -> Datasets:
+    """The datasets that config.json names, or those in the file beside it."""
+    nothing = Datasets(datasets=(), eval_ids=(), issues=())
+    key, written = "data_backend_config", sections.get("reader", {}).get("data_backend_config")
+    place = folder / DATASETS_NAME if written is None else resolve_path(written, folder)
+    if not place.is_file() and (folder / place.name).is_file():
+        place = folder / place.name
+        reading.notice((key,), key, f"{written} is not there; the {place.name} beside this file is taken.")
+    elif written is None and place.is_file():
+        reading.notice((), key, f"{key} is not set; the {DATASETS_NAME} beside this file is taken.")
+    elif not place.is_file():
+        what = f"{key} is not set." if written is None else f"{key} is {written}, which is not a file."
+        reading.error(
+            () if written is None else (key,), key, what, f"Write the path of your {DATASETS_NAME}."
+        )
+        return nothing
+    try:
+        document = read_jsonc(place)
+    except ConfigError as error:
+        reading.error((key,), key, error.message, error.remedy)
+        return nothing
+    defaults = sections.get("defaults", {})
+    return read_datasets(document, folder=place.parent, defaults=defaults, alignment=alignment)
+
+
+def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Path) -> RunConfig:
+    """The run; what was not written keeps the defaults of `config.py`."""
+    run = sections.get("run", {})
+    output = run.get("output_dir")
+    if output is None:
+        reading.notice((), "output_dir", f"output_dir is not set: runs are folders in ./{DEFAULT_OUTPUT}.")
+    return RunConfig(
+        model=ModelConfig(source=_model_source(reading, sections, folder), **sections.get("model", {})),
+        data=DataConfig(datasets=found.datasets, **sections.get("data", {})),
+        lora=LoraSettings(**sections.get("lora", {})),
+        optim=_optim(reading, sections.get("optim", {})),
+        validation=_validation(reading, sections, found),
+        output_dir=DEFAULT_OUTPUT if output is None else resolve_path(output, folder),
+        **{field: value for field, value in run.items() if field != "output_dir"},
+    )
+
+
+def _model_source(reading: Reading, sections: Sections, folder: Path) -> str:
+    """`tiny`, a hub id, or the absolute or config-relative path of a folder."""
+    settings = sections.get("reader", {})
+    written = settings.get("model")
+    if written is None or written == TINY_MODEL:
+        return written or settings.get("flavour", PUBLISHED_MODEL)
+    beside = resolve_path(written, folder)
+    if beside.is_dir() or (_HUB_ID.fullmatch(written) and not written.startswith(".")):
+        return str(beside) if beside.is_dir() else written
+    key = "pretrained_model_name_or_path"
+    what = f"{key} is {written}, which is neither a folder here nor a hub id."
+    reading.error((key,), key, what, f'Write a checkpoint\'s folder, "{PUBLISHED_MODEL}" or "{TINY_MODEL}".')
+    return str(beside)
+
+
+def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
+    """Steps and epochs sorted out: 0 steps means to obey the epochs, and steps win over epochs."""
+    steps, epochs = fields.get("max_train_steps") or None, fields.get("num_train_epochs")
+    if steps and epochs:
+        what = f"max_train_steps {steps} and num_train_epochs {epochs} are both set; the steps win."
+        reading.notice(("max_train_steps",), "max_train_steps", what)
+    if steps is None and epochs == 0:
+        what = "max_train_steps and num_train_epochs are both 0, so there is nothing to do."
+        reading.error(("num_train_epochs",), "num_train_epochs", what, "Set one of the two above 0.")
+    return OptimConfig(**{**fields, "max_train_steps": steps, "num_train_epochs": epochs or 1})
+
+
+def _validation(reading: Reading, sections: Sections, found: Datasets) -> ValidationConfig:
+    """The validation, with an `eval_dataset_id` that exists, or none."""
+    key = "eval_dataset_id"
+    written = sections.get("reader", {}).get("eval_dataset_ids", ())
+    clips = [dataset.id for dataset in found.datasets if dataset.kind == "video"]
+    place: JsonPath = (key,)
+    for name in written:
+        if name in clips:
+            continue
+        fault = "is not defined" if name not in [d.id for d in found.datasets] else "holds no clips"
+        reading.error(
+            place,
+            key,
+            f"{key} names {name}, which {fault}. Datasets of clips: {', '.join(clips) or 'none'}.",
+            f"Add a dataset with the id {name}, or name one of these.",
+            code=IssueCode.DATASET_UNKNOWN,
+            severity=Severity.WARNING,
+        )
+    known = [name for name in written if name in clips] or list(found.eval_ids)
+    if known and not written:
+        reading.notice((), key, f"{key} is not set: {known[0]} is taken, because it is of dataset_type eval.")
+    if len(known) > 1:
+        reading.notice(place, key, f"Of several validation datasets the first, {known[0]}, is taken.")
+    if known and clips == known[:1]:
+        what = f"{known[0]} is the only dataset of clips, so samples are rendered from what is trained on."
+        reading.notice(place, key, what)
+    fields = sections.get("validation", {})
+    return ValidationConfig(eval_dataset_id=known[0] if known else None, **fields)
+
+
+def _read_folder(folder: Path) -> Project:
+    """A folder without configuration: `clips/` and `start_frames/`, or everything side by side."""
+    clips, start_frames = folder / CLIPS_FOLDER, folder / START_FRAMES_FOLDER
+    if clips.is_dir() and start_frames.is_dir():
+        datasets = (
+            DatasetConfig(
+                id=CLIPS_FOLDER, kind="video", directory=clips, conditioning_ids=(START_FRAMES_FOLDER,)
+            ),
+            DatasetConfig(
+                id=START_FRAMES_FOLDER, kind="conditioning", directory=start_frames, caption_strategy=None
+            ),
+        )
+        layout = f"clips and captions are in {CLIPS_FOLDER}/, start frames in {START_FRAMES_FOLDER}/"
+    else:
+        directory = clips if clips.is_dir() else folder
+        datasets = (DatasetConfig(id=folder.resolve().name or "clips", kind="video", directory=directory),)
+        layout = "clips, start frames and captions are told apart by their endings and paired by name"
+    first = datasets[0]
+    message = (
+        f"{folder.resolve().name} has no {CONFIG_NAME}: {layout}. Defaults: resolution {first.resolution:g}, "
+        f"{first.num_frames} frames, or for shorter clips the most of the form 4k+1 that they hold."
+    )
+    issue = Issue(
+        code=IssueCode.KEY_NORMALISED, severity=Severity.NOTICE, subject=CONFIG_NAME, message=message
+    )
+    reading = Reading(Document(name=folder.name, value=None))
+    run = _assemble(reading, {}, Datasets(datasets=datasets, eval_ids=(), issues=()), folder)
+    return Project(run, (issue, *reading.issues))

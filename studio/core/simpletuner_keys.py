@@ -1,0 +1,245 @@
+"""SimpleTuner's vocabulary, key by key: what each one sets here, or why it sets nothing.
+
+Every key is `Honoured` (it fills a field of `RunConfig`), `Unused` (known, accepted, without effect here) or
+`Refused`. Keys that appear in no table are unknown, which is a warning.
+Source: SimpleTuner's options and data loader documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from studio.core.config import PUBLISHED_MODEL
+from studio.core.jsonc import JsonValue
+from studio.core.simpletuner_values import (
+    Reader,
+    boolean,
+    bucket_alignment,
+    choice,
+    frame_count,
+    integer,
+    location,
+    name,
+    names,
+    number,
+    text,
+    validation_size,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Honoured:
+    """A key that fills a field."""
+
+    field: str
+    """Section and field of `RunConfig`; section `reader` is for values that the reader itself uses."""
+    read: Reader
+    accepts_null: bool = False
+    """Elsewhere a null means that the key is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A key that is known and does nothing here."""
+
+    why: str = ""
+    changes_training: bool = False
+    """True when leaving it out changes the result: then it is a warning, otherwise a notice."""
+    harmless: tuple[JsonValue, ...] = ()
+    """Values that ask for what happens anyway: nothing is said about them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A key that would mean something else than what happens here."""
+
+    why: str
+    harmless: tuple[JsonValue, ...] = (False, "", 0)
+
+
+Rule = Honoured | Unused | Refused
+
+ALIASES: Mapping[str, str] = {
+    "validation_steps": "validation_step_interval",
+    "checkpointing_steps": "checkpoint_step_interval",
+    "attention_implementation": "attention_mechanism",
+    "disable": "disabled",
+}
+"""Other name -> the name used here. `attention_implementation` is the guide's word."""
+
+_DENSE_KERNELS = """
+sdpa xformers native cudnn native-efficient native-flash native-math native-npu native-xla flex flash-attn
+flash-attn-hub flash-attn-2 flash-attn-varlen-hub flash-attn-3 flash-attn-3-hub flash-attn-3-varlen
+flash-attn-3-varlen-hub flash-attn-4-hub sageattention metal-flash-attention
+"""
+"""SimpleTuner's attention mechanisms that compute exact attention."""
+_SILENT_CONFIG_KEYS = """
+aspect_bucket_rounding base_model_default_dtype cache_dir checkpoint_epoch_interval
+checkpointing_rolling_steps disable_benchmark ema_decay ema_device eval_loss_disable eval_steps_interval
+evaluation_type flow_custom_timesteps flow_sigmoid_scale flow_use_beta_schedule flow_use_uniform_schedule
+gradient_checkpointing_backend gradient_checkpointing_interval gradient_checkpointing_offload_attention
+gradient_checkpointing_segment_stride group_offload_blocks_per_group group_offload_text_encoder
+group_offload_to_disk_path group_offload_type group_offload_use_stream group_offload_vae hub_model_id
+keep_vae_loaded minimum_image_size musubi_block_swap_device offload_during_startup push_checkpoints_to_hub
+quantize_via tracker_project_name tracker_run_name user_prompt_library vae_batch_size vae_cache_disable
+vae_cache_ondemand vae_dtype vae_enable_slicing vae_enable_tiling validation_disable_unconditional
+validation_input validation_noise_scheduler validation_on_startup validation_preview validation_prompt
+validation_prompt_library validation_randomize validation_strength write_batch_size dataloader_prefetch
+delete_problematic_images disable_bucket_pruning image_processing_batch_size max_workers read_batch_size
+weight_dtype adam_beta1 adam_beta2 adam_epsilon adam_weight_decay validation_guidance_rescale
+validation_torch_compile webhook_config
+"""
+_SILENT_DATASET_KEYS = """
+caption_shuffle crop_aspect crop_aspect_buckets max_upscale_threshold start_epoch end_epoch start_step
+end_step disable_validation is_regularisation_data slider_strength timestep_sampling_offset
+vae_cache_clear_each_epoch vae_cache_ondemand vae_cache_disable skip_file_discovery metadata_backend
+preserve_data_backend_cache text_embeds image_embeds cache_dir default cache_file_suffix hash_filenames
+vae_cache_disk
+"""
+"""Known keys about which there is no more to say than that they are not used."""
+
+_attention = choice(
+    {"auto": "auto", "dense": "dense", "sparse": "sparse", "diffusers": "auto", "block_sparse": "sparse"}
+    | dict.fromkeys(_DENSE_KERNELS.split(), "dense"),
+    says='"{written}" is taken as {taken} attention; the run says which kernel it then uses.',
+)
+_precision = choice(
+    {"bf16": "bf16", "no": "fp32", "fp32": "fp32", "auto": "auto"}, says='"{written}" is taken as {taken}.'
+)
+_captions = choice({"textfile": "textfile", "filename": "filename", "instanceprompt": "instanceprompt"})
+_resolution_type = choice({"pixel": "pixel", "area": "area", "pixel_area": "pixel_area"})
+
+_HONOURED: dict[str, Rule] = {
+    # model
+    "model_family": Honoured("reader.family", choice({"longcat_video": "longcat_video"})),
+    "model_flavour": Honoured("reader.flavour", choice({"final": PUBLISHED_MODEL})),
+    "model_type": Honoured("reader.model_type", choice({"lora": "lora"})),
+    "pretrained_model_name_or_path": Honoured("reader.model", location),
+    "attention_mechanism": Honoured("model.attention", _attention),
+    "gradient_checkpointing": Honoured("model.gradient_checkpointing", boolean),
+    "mixed_precision": Honoured("model.dtype", _precision),
+    # data
+    "data_backend_config": Honoured("reader.data_backend_config", location),
+    "aspect_bucket_alignment": Honoured("data.aspect_bucket_alignment", bucket_alignment),
+    "train_batch_size": Honoured("data.train_batch_size", integer(at_least=1)),
+    "resolution": Honoured("defaults.resolution", number(above=0)),
+    "resolution_type": Honoured("defaults.resolution_type", _resolution_type),
+    "caption_strategy": Honoured("defaults.caption_strategy", _captions),
+    "instance_prompt": Honoured("defaults.instance_prompt", text),
+    # adapter and optimiser
+    "lora_rank": Honoured("lora.rank", integer(at_least=1)),
+    "lora_alpha": Honoured("lora.alpha", number(above=0)),
+    "lora_dropout": Honoured("lora.dropout", number(at_least=0, below=1)),
+    "learning_rate": Honoured("optim.learning_rate", number(above=0)),
+    "max_train_steps": Honoured("optim.max_train_steps", integer()),
+    "num_train_epochs": Honoured("optim.num_train_epochs", integer()),
+    "lr_warmup_steps": Honoured("optim.lr_warmup_steps", integer()),
+    "max_grad_norm": Honoured("optim.max_grad_norm", number(above=0)),
+    "checkpoint_step_interval": Honoured("optim.checkpoint_step_interval", integer(at_least=1)),
+    "checkpoints_total_limit": Honoured("optim.checkpoints_total_limit", integer(at_least=1)),
+    # validation
+    "eval_dataset_id": Honoured("reader.eval_dataset_ids", names),
+    "validation_using_datasets": Honoured("validation.using_datasets", boolean),
+    "num_eval_images": Honoured("validation.num_pairs", integer(at_least=1)),
+    "validation_step_interval": Honoured("validation.step_interval", integer(at_least=1)),
+    "validation_resolution": Honoured("validation.resolution", validation_size),
+    "validation_num_video_frames": Honoured("validation.num_frames", frame_count),
+    "validation_num_inference_steps": Honoured("validation.num_inference_steps", integer(at_least=1)),
+    "validation_guidance": Honoured("validation.guidance_scale", number(at_least=0)),
+    "validation_negative_prompt": Honoured("validation.negative_prompt", text),
+    "validation_seed": Honoured("validation.seed", integer()),
+    # run
+    "output_dir": Honoured("run.output_dir", location),
+    "seed": Honoured("run.seed", integer()),
+}
+
+_UNUSED: dict[str, Rule] = {
+    "gradient_accumulation_steps": Unused("every batch is an optimiser step", True, (1,)),
+    "optimizer": Unused("AdamW is used", True, ("adamw", "adamw_bf16", "torch-adamw")),
+    "lr_scheduler": Unused(
+        "the rate is constant after the warm-up", True, ("constant", "constant_with_warmup")
+    ),
+    "lr_end": Unused("the rate is constant after the warm-up"),
+    "caption_dropout_probability": Unused("captions are never dropped", True, (0,)),
+    "use_ema": Unused("no moving average of the weights is kept", True, (False,)),
+    "init_lora": Unused("training starts from a fresh LoRA", True),
+    "peft_lora_target_modules": Unused("the default layers get the LoRA", True),
+    "lora_init_type": Unused("peft's default start is used", True, ("default",)),
+    "base_model_precision": Unused(
+        "the base model is not quantised, so expect its full memory", True, ("no_change", "bf16")
+    ),
+    "flow_schedule_shift": Unused("the shift is the checkpoint's own (published: 12)", True, (12,)),
+    "flow_schedule_auto_shift": Unused("the shift is the checkpoint's own", True, (False,)),
+    "resume_from_checkpoint": Unused("a run is continued on purpose, never by itself", False, ("",)),
+    "musubi_blocks_to_swap": Unused("all blocks stay on the device, so expect their memory", False, (0,)),
+    "enable_group_offload": Unused("nothing is offloaded, so expect its memory", False, (False,)),
+    "framerate": Unused("clips are taken at their own frame rate; the model plays 15 a second", False, (15,)),
+    "report_to": Unused("nothing leaves this machine; the run folder holds every event", False, ("none",)),
+    "push_to_hub": Unused("nothing leaves this machine", False, (False,)),
+    "lora_format": Unused("LoRAs are saved in the format of diffusers", False, ("diffusers",)),
+}
+_UNUSED |= dict.fromkeys(
+    _SILENT_CONFIG_KEYS.split(),
+    Unused(harmless=(False, "")),
+)
+
+_REFUSED: dict[str, Rule] = {
+    "lora_type": Refused("LoRAs are made with PEFT only", ("standard",)),
+    "ramtorch": Refused("weights are not streamed from main memory here"),
+    "controlnet": Refused("ControlNets are not trained here"),
+}
+
+CONFIG_KEYS: Mapping[str, Rule] = _HONOURED | _UNUSED | _REFUSED
+"""Keys of config.json."""
+
+VIDEO_KEYS: Mapping[str, Rule] = {
+    "num_frames": Honoured("dataset.num_frames", frame_count),
+    "is_i2v": Honoured("dataset.is_i2v", boolean),
+    "min_frames": Unused("short clips get the largest 4k+1 frames that they hold"),
+    "max_frames": Unused("of long clips the first frames are taken", True),
+    "bucket_strategy": Unused("buckets are height, width and frames", False, ("resolution_frames",)),
+    "frame_interval": Unused("frame counts are floored to 4k+1"),
+}
+"""Keys of the `video` block of a dataset."""
+
+DATASET_KEYS: Mapping[str, Rule] = {
+    "id": Honoured("reader.id", name),
+    "type": Honoured("reader.type", choice({"local": "local"})),
+    "dataset_type": Honoured("reader.dataset_type", name),
+    "disabled": Honoured("reader.disabled", boolean),
+    "instance_data_dir": Honoured("reader.directory", location),
+    "conditioning_data": Honoured("dataset.conditioning_ids", names),
+    "caption_strategy": Honoured("dataset.caption_strategy", _captions, accepts_null=True),
+    "instance_prompt": Honoured("dataset.instance_prompt", text),
+    "resolution": Honoured("dataset.resolution", number(above=0)),
+    "resolution_type": Honoured("dataset.resolution_type", _resolution_type),
+    "repeats": Honoured("dataset.repeats", integer()),
+    "cache_dir_vae": Honoured("reader.cache_dir", location),
+    "crop": Unused("what hangs over the bucket is always cropped", False, (True,)),
+    "crop_style": Unused("the crop is always in the centre", False, ("center", "centre")),
+    "conditioning": Unused("nothing is generated; start frames can be taken from the clips when checking"),
+    "conditioning_type": Unused("a conditioning dataset always holds start frames"),
+    "source_dataset_id": Unused("clips name their start frames through conditioning_data"),
+    "only_instance_prompt": Unused('say caption_strategy "instanceprompt" instead', True, (False,)),
+    "prepend_instance_prompt": Unused("captions are taken as they are", True, (False,)),
+    "probability": Unused("every dataset is used in full", True, (1,)),
+    "max_num_samples": Unused("every clip is used", True),
+    "train_batch_size": Unused("the batch size is the same for all datasets", True),
+    "disable_multiline_split": Unused("each line of a caption file is a caption", True, (False,)),
+    "minimum_aspect_ratio": Unused("every clip is used", True),
+    "maximum_aspect_ratio": Unused("every clip is used", True),
+    "minimum_image_size": Unused("every clip is used", True, (0,)),
+    "maximum_image_size": Unused("clips are resized to their bucket"),
+    "target_downsample_size": Unused("clips are resized to their bucket"),
+    "disable_vae_cache": Refused("SimpleTuner has removed this key"),
+} | dict.fromkeys(
+    _SILENT_DATASET_KEYS.split(),
+    Unused(harmless=(False, "")),
+)
+"""Keys of a dataset in multidatabackend.json, the `video` block aside."""
+
+SKIPPED_DATASET_TYPES = frozenset(
+    {"text_embeds", "image_embeds", "conditioning_image_embeds", "distillation_cache"}
+)
+"""Kinds of dataset that only name SimpleTuner's caches."""
