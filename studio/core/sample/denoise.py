@@ -1,0 +1,68 @@
+"""The image-to-video loop: from noise and one clean latent to the latents of a video.
+
+Letters: B batch, C channels, T H W latents, L text length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.flow import guide, set_schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextCondition:
+    """An encoded prompt: `embeds` [B, 1, L, E] and `mask` int64 [B, L]."""
+
+    embeds: torch.Tensor
+    mask: torch.Tensor
+
+
+def denoise(
+    dit: LongCatVideoTransformer3DModel,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    *,
+    noise: torch.Tensor,
+    held: torch.Tensor,
+    prompt: TextCondition,
+    negative: TextCondition,
+    num_steps: int,
+    guidance_scale: float,
+    distilled: bool = False,
+) -> Iterator[torch.Tensor]:
+    """Yields the fp32 latents [B, C, T, H, W] after each step; the last ones are the video.
+
+    The clean latents `held` [B or 1, C, n, H, W] stand at the front of every yield, bit for bit. What the model computes
+    from them depends on neither noise, prompt nor step (timestep 0, attention to themselves alone, no text), so their
+    keys and values are computed once here and reused. Of `noise` [B, C, T, H, W] the first n frames are not used.
+    Guidance runs when `guidance_scale` is above 1, both prompts in one batch.
+    """
+    held = held.float().expand(noise.shape[0], -1, -1, -1, -1)
+    num_held = held.shape[2]
+    latents = noise[:, :, num_held:].float()
+    is_guided = guidance_scale > 1
+    text = prompt
+    if is_guided:
+        text = TextCondition(
+            embeds=torch.cat((negative.embeds, prompt.embeds)), mask=torch.cat((negative.mask, prompt.mask))
+        )
+    with torch.inference_mode():
+        held_velocity, cache = dit(held, torch.zeros(len(held), device=held.device), None, return_kv=True)
+    if is_guided:
+        cache = [(k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in cache]
+    set_schedule(scheduler, num_steps, distilled=distilled)
+    for timestep in scheduler.timesteps:
+        with torch.inference_mode():
+            batch = torch.cat((latents, latents)) if is_guided else latents
+            at = timestep.to(batch.device).expand(len(batch))
+            velocity = dit(batch, at, text.embeds, text.mask, kv_cache=cache)
+            if is_guided:
+                uncond, cond = velocity.chunk(2)
+                velocity = guide(cond, uncond, guidance_scale, held_velocity)
+            latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+        yield torch.cat((held, latents), dim=2)
