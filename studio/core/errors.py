@@ -27,6 +27,10 @@ class MediaError(StudioError):
     """A clip or an image cannot be read."""
 
 
+class DamagedClipError(MediaError):
+    """A clip opens, but not all of its frames are whole."""
+
+
 class CheckpointError(StudioError):
     """A model checkpoint is missing a part, or a part does not fit."""
 

@@ -32,6 +32,7 @@ class IssueCode(StrEnum):
     # files
     FOLDER_MISSING = "folder_missing"
     NO_CLIPS = "no_clips"
+    FILE_SKIPPED = "file_skipped"
     CLIP_UNREADABLE = "clip_unreadable"
     CLIP_DAMAGED = "clip_damaged"
     IMAGE_UNREADABLE = "image_unreadable"

@@ -1,0 +1,218 @@
+"""Exact facts about one clip or one start frame, found by decoding it, never by believing its header."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from studio.core.data.container import (
+    DECODER_ERRORS,
+    MAX_PIXELS,
+    open_clip,
+    picture_streams,
+    quarter_turns,
+    upright,
+)
+from studio.core.errors import DamagedClipError, MediaError
+from studio.core.types import Clip, StartFrame
+
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+_COPY_AGAIN = "Copy the file again from where it came from, or remove it from the folder."
+_MAX_GREY_LEVELS = 2.0
+"""Mean difference up to which two decoders' first frames count as the same."""
+_MISSING_SECONDS = 0.5
+"""A Matroska file that ends this much before its stated duration was cut off (it states no frame count)."""
+
+
+@dataclass(slots=True)
+class _Count:
+    """What a pass over all frames has seen."""
+
+    frames: int = 0
+    corrupt: int = 0
+    packets: int = 0
+    discarded: int = 0
+    """Packets that an edit list hides."""
+    first: VideoFrame | None = None
+    first_time: float = 0.0
+    last_time: float = 0.0
+    """Seconds."""
+
+
+def probe_clip(path: Path) -> Clip:
+    """Frames, rate and size of a clip, with the reader that its frames should be read with.
+
+    Raises:
+        DamagedClipError: some frames are corrupt, or the file ends early; says up to which frame it reads.
+        MediaError: not a video, not decodable, or without frames.
+    """
+    with open_clip(path) as (container, stream):
+        count = _count_frames(path, container, stream)
+        if count.first is None:
+            raise MediaError(
+                f"{path.name} holds no video frames.", "Export the clip again, or delete the file."
+            )
+        _refuse_damage(path, stream, count)
+        turns = quarter_turns(count.first)
+        first = upright(count.first)
+        reason = _reason_for_pyav(path, stream, count, turns, len(picture_streams(container)), first)
+        return Clip(
+            path=path,
+            num_frames=count.frames,
+            fps=_frame_rate(path, stream, count),
+            height=first.shape[0],
+            width=first.shape[1],
+            reader="pyav" if reason else "decord",
+            reader_reason=reason or "decord and PyAV agree on frame count and first frame",
+        )
+
+
+def _count_frames(path: Path, container: InputContainer, stream: VideoStream) -> _Count:
+    """Decode to the end."""
+    count = _Count()
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                count.packets += 1
+                count.discarded += packet.is_discard
+            for frame in packet.decode():
+                if not isinstance(frame, VideoFrame):
+                    continue
+                time = frame.time or 0.0
+                if count.first is None:
+                    count.first, count.first_time = frame, time
+                count.frames += 1
+                count.corrupt += frame.is_corrupt
+                count.last_time = max(count.last_time, time)
+    except DECODER_ERRORS as error:
+        declared = f" of {stream.frames}" if stream.frames else ""
+        raise DamagedClipError(
+            f"{path.name} is damaged or cut off: readable up to frame {count.frames}{declared}.", _COPY_AGAIN
+        ) from error
+    return count
+
+
+def _refuse_damage(path: Path, stream: VideoStream, count: _Count) -> None:
+    """Damage that decodes without an error."""
+    if count.corrupt:
+        raise DamagedClipError(
+            f"{path.name} is damaged: {count.corrupt} of {count.frames} frames are corrupt.", _COPY_AGAIN
+        )
+    expected = count.packets - count.discarded
+    if count.packets < stream.frames and _count_packets(path) < stream.frames:
+        expected = stream.frames
+    if not stream.frames:
+        expected = max(expected, _frames_by_duration(path, stream, count))
+    if count.frames < expected:
+        raise DamagedClipError(
+            f"{path.name} is cut off: readable up to frame {count.frames} of {expected}.", _COPY_AGAIN
+        )
+
+
+def _count_packets(path: Path) -> int:
+    """Packets in the file, those that an edit list hides included."""
+    with open_clip(path, {"ignore_editlist": "1"}) as (container, stream):
+        try:
+            return sum(1 for packet in container.demux(stream) if packet.size)
+        except DECODER_ERRORS:
+            return 0
+
+
+def _frames_by_duration(path: Path, stream: VideoStream, count: _Count) -> int:
+    """Frames that a Matroska stream's stated duration promises, when the file falls short of it; else 0."""
+    hours, minutes, seconds = (stream.metadata.get("DURATION", "") + "::").split(":")[:3]
+    try:
+        stated = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return 0
+    rate = _frame_rate(path, stream, count)
+    return round(stated * rate) if stated - count.last_time > _MISSING_SECONDS + 1 / rate else 0
+
+
+def _frame_rate(path: Path, stream: VideoStream, count: _Count) -> float:
+    """Average frames per second: the container's, or counted."""
+    if stream.average_rate:
+        return float(stream.average_rate)
+    if count.last_time > count.first_time:
+        return (count.frames - 1) / (count.last_time - count.first_time)
+    raise MediaError(f"{path.name} states no frame rate.", "Export the clip again.")
+
+
+def _reason_for_pyav(
+    path: Path, stream: VideoStream, count: _Count, turns: int, num_streams: int, first: np.ndarray
+) -> str:
+    """Why PyAV must read the frames; empty when decord reads the very same."""
+    if turns:
+        return f"the clip is rotated by {turns * 90} degrees"
+    if count.discarded or count.first_time != 0.0:
+        return "the clip has an edit list or does not start at time 0"
+    if stream.codec_context.name in ("av1", "libdav1d"):
+        return "decord cannot read AV1"
+    if num_streams > 1:
+        return "the file holds several videos"
+    try:
+        import decord
+    except (ImportError, OSError):
+        return "decord is not installed"
+    try:
+        reader = decord.VideoReader(str(path))
+        frames, its_first = len(reader), reader[0].asnumpy()
+    except (RuntimeError, decord.DECORDError) as error:
+        return f"decord cannot read it ({str(error).splitlines()[0][:80]})"
+    if frames != count.frames:
+        return f"decord counts {frames} frames, but {count.frames} can be decoded"
+    if its_first.shape != first.shape or _mean_difference(its_first, first) > _MAX_GREY_LEVELS:
+        return "decord's first frame differs"
+    return ""
+
+
+def _mean_difference(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a.astype(np.int16) - b).mean())
+
+
+def probe_start_frame(path: Path) -> StartFrame:
+    """Size of a start frame after its EXIF orientation, all of its pixels decoded once.
+
+    Raises:
+        MediaError: empty, not a PNG, JPEG or WebP, cut off, or larger than 64 million pixels.
+    """
+    image = load_image(path)
+    return StartFrame(path=path, height=image.height, width=image.width)
+
+
+def load_image(path: Path) -> Image.Image:
+    """The decoded image, upright, in whatever mode it was stored.
+
+    Raises:
+        MediaError: as `probe_start_frame`; the size is refused from the header, before pixels are decoded.
+    """
+    too_large = MediaError(
+        f"{path.name} has more than {MAX_PIXELS // 10**6} million pixels.",
+        "Scale it to the size of its clip.",
+    )
+    try:
+        if path.stat().st_size == 0:
+            raise MediaError(f"{path.name} is empty (0 bytes).", "Copy it again, or delete it.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=IMAGE_FORMATS)
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise too_large
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise too_large from error
+    except UnidentifiedImageError as error:
+        raise MediaError(
+            f"{path.name} is not a PNG, JPEG or WebP image.", "Save it as PNG, or delete it."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        raise MediaError(f"{path.name} is damaged or cut off ({error}).", _COPY_AGAIN) from error
