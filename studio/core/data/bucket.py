@@ -98,9 +98,8 @@ def _sizes(clip: Clip, subject: str, height: int, width: int, spec: GridSpec) ->
     """Two facts about the clip's own size, shown apart: legal for the model, and on the grid."""
     left, top, right, bottom = cover_box(clip.height, clip.width, height, width)
     cropped = 1 - (right - left) * (bottom - top) / (clip.width * clip.height)
-    fate = f"it is resized to {height}x{width}" + (
-        f" and {cropped:.0%} is cropped" if cropped > 0.005 else ""
-    )
+    share = f"{cropped:.0%} is" if cropped >= 0.005 else "nothing is"
+    fate = f"it is resized to {height}x{width} and {share} cropped"
     size, unit, grid = f"{clip.height}x{clip.width}", spec.pixel_multiple, spec.bucket_alignment
     issues = []
     if not spec.is_legal_size(clip.height, clip.width):

