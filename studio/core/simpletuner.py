@@ -55,14 +55,16 @@ def read_project(path: Path) -> Project:
         ConfigError: there is nothing at the path, or the file itself is not readable JSON.
     """
     try:
-        is_folder = path.is_dir()
-        candidates = [path / name for name in (CONFIG_NAME, DATASETS_NAME)] if is_folder else [path]
-        document = next((candidate for candidate in candidates if not is_folder or candidate.is_file()), None)
-        if document is None:
-            return _read_folder(path)
+        if not path.is_dir():
+            return _read_document(read_jsonc(path), path.parent)
+        for name in (CONFIG_NAME, DATASETS_NAME):
+            if (path / name).is_file():
+                return _read_document(read_jsonc(path / name), path)
+        return _read_folder(path)
     except OSError as error:
-        raise ConfigError(f"{path.name} cannot be read: {error.strerror}.", "Check the path.") from error
-    return _read_document(read_jsonc(document), document.parent)
+        raise ConfigError(
+            f"{error.filename or path} cannot be looked at: {error.strerror}.", "Check its permissions."
+        ) from error
 
 
 def _read_document(document: Document, folder: Path) -> Project:

@@ -42,7 +42,7 @@ class _Entry:
 
 def resolve_path(written: str, folder: Path) -> Path:
     """The path as the user meant it: absolute, from the home folder, or relative to `folder`."""
-    return folder / (Path(written).expanduser() if written.startswith("~") else written)
+    return folder / (Path(written).expanduser() if written.split("/")[0] == "~" else written)
 
 
 def read_datasets(

@@ -21,6 +21,8 @@ Reader = Callable[[JsonValue], Any]
 _SPEC = GridSpec()
 _MAX_EDGE = 4096
 """Pixels; far above what the model was trained on, far below what fills a memory by a slip of the pen."""
+_MAX_PATH, _MAX_NAME = 4000, 255
+"""Bytes; what Linux takes in a path and in one name of it."""
 _SIZE = re.compile(r"(\d{1,5})\s*[xX]\s*(\d{1,5})")
 
 
@@ -109,6 +111,8 @@ def location(value: JsonValue) -> str:
     path = name(value)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):
         raise ValueError("a path on this machine, not an address")
+    if len(path.encode()) > _MAX_PATH or any(len(part.encode()) > _MAX_NAME for part in path.split("/")):
+        raise ValueError("a path that is short enough for a file system")
     return path
 
 

@@ -94,6 +94,7 @@ def test_all_mistakes_come_in_one_reading(read):
         ("model_flavour", "distilled"),
         ("output_dir", "s3://bucket/runs"),
         ("output_dir", ""),
+        ("output_dir", "x" * 300),
         ("lora_type", "lycoris"),
     ],
 )

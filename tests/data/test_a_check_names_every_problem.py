@@ -121,6 +121,15 @@ def test_a_missing_folder_and_an_empty_one_are_errors_beside_the_rest(tmp_path):
     assert found(check_dataset(DataConfig(datasets=()))) == {(IssueCode.NO_CLIPS, "datasets")}
 
 
+def test_start_frames_that_no_dataset_holds_are_an_error(tmp_path, add_pair):
+    add_pair("a")
+    clips = DatasetConfig(id="a", kind="video", directory=tmp_path / "clips", conditioning_ids=("stills",))
+    assert found(check_dataset(DataConfig(datasets=(clips,)))) == {
+        (IssueCode.DATASET_UNKNOWN, "a.conditioning_data"),
+        (IssueCode.START_FRAME_MISSING, "a.mp4"),
+    }
+
+
 def test_a_configuration_with_90_frames_says_so_once_however_it_is_made(tmp_path, add_pair):
     add_pair("a")
     clips = DatasetConfig(

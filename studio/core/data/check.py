@@ -72,7 +72,7 @@ def check_dataset(
     Decodes each clip once; `probes` from an earlier check saves that for files that have not changed.
     """
     probes = probes or Probes()
-    issues: list[Issue] = _check_alignment(data)
+    issues: list[Issue] = _check_alignment(data) + _check_references(data)
     scans = _scan_all(data, issues)
     todo: list[tuple[DatasetConfig, PairedFiles, Scan]] = []
     used: set[Path] = set()
@@ -118,6 +118,22 @@ def _check_alignment(data: DataConfig) -> list[Issue]:
             message=f"Buckets on a {alignment} px grid are not legal; the model takes multiples of {unit}.",
             remedy=f"Set aspect_bucket_alignment to {GridSpec().bucket_alignment}.",
         )
+    ]
+
+
+def _check_references(data: DataConfig) -> list[Issue]:
+    """Start frame datasets that are named but not there; a configuration from a file names none of them."""
+    return [
+        Issue(
+            code=IssueCode.DATASET_UNKNOWN,
+            severity=Severity.ERROR,
+            subject=f"{dataset.id}.conditioning_data",
+            message=f"{dataset.id} names {name}, which is not defined. Datasets: {', '.join(data.by_id)}.",
+            remedy="Name the dataset that holds the start frames.",
+        )
+        for dataset in data.datasets
+        for name in dataset.conditioning_ids
+        if name not in data.by_id
     ]
 
 

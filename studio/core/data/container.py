@@ -74,7 +74,10 @@ def open_clip(
         streams = picture_streams(container)
         if not streams:
             raise MediaError(f"{path.name} holds no video frames.", "Export it again, or delete it.")
-        width, height = streams[0].codec_context.width, streams[0].codec_context.height
+        codec = streams[0].codec_context
+        if codec is None:
+            raise MediaError(f"{path.name} is coded in a way that cannot be read.", "Export it as H.264 MP4.")
+        width, height = codec.width, codec.height
         if width * height > MAX_PIXELS:
             raise MediaError(
                 f"{path.name} is {height}x{width}, more than {MAX_PIXELS // 10**6} million pixels a frame.",

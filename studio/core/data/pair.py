@@ -67,9 +67,7 @@ def pair_files(
     frames = _Index((c for scan in frame_folders.values() for c in _candidates(scan, scan.images)), stems)
     captions = _Index(_candidates(clips, clips.captions), stems)
     twins = _by_stem(clips)
-    return tuple(
-        _pair(dataset, clip, clips.root, frames, captions, twins, frame_folders) for clip in clips.clips
-    )
+    return tuple(_pair(dataset, clip, clips.root, frames, captions, twins) for clip in clips.clips)
 
 
 def orphan_frames(scan: Scan, used: frozenset[Path], dataset_id: str) -> tuple[Issue, ...]:
@@ -94,7 +92,6 @@ def _pair(
     frames: _Index,
     captions: _Index,
     twins: Mapping[str, Sequence[str]],
-    frame_folders: Mapping[str, Scan],
 ) -> PairedFiles:
     stem, shown = _stem(clip, root), relative_name(clip, root)
     issues: list[Issue] = []
@@ -102,7 +99,9 @@ def _pair(
         issues.append(_duplicate(shown, "clips", stem, twins[stem]))
     claimed: list[_Candidate] = []
     if dataset.is_i2v:
-        place = "beside the clip" if dataset.id in frame_folders else f"in {' or '.join(frame_folders)}"
+        place = (
+            f"in {' or '.join(dataset.conditioning_ids)}" if dataset.conditioning_ids else "beside the clip"
+        )
         claimed = _find_start_frame(shown, stem, frames, place, issues)
     return PairedFiles(
         name=unicodedata.normalize("NFC", stem),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -204,10 +203,7 @@ def load_image(path: Path) -> Image.Image:
     try:
         if path.stat().st_size == 0:
             raise MediaError(f"{path.name} is empty (0 bytes).", "Copy it again, or delete it.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=IMAGE_FORMATS)
-        with image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise too_large
             image.load()
