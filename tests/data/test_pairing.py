@@ -21,7 +21,9 @@ def pair(tmp_path):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("it moves" if path.suffix == ".txt" else "")
-        dataset = DatasetConfig(**{"id": "c", "kind": "video", "directory": tmp_path / "c", **fields})
+        dataset = DatasetConfig(
+            **{"id": "c", "kind": "video", "directory": tmp_path / "c", "conditioning_ids": ("s",), **fields}
+        )
         return pair_files(dataset, scan_folder(tmp_path / "c"), {"s": scan_folder(tmp_path / "s")})
 
     return pair
