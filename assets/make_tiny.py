@@ -111,7 +111,9 @@ def draw_leaves(step: int, count: int, frames: int, size: int, device: str) -> t
     t = torch.linspace(0, 1, frames, device=device)[:, None, None]
     axis = torch.linspace(0, 1, size, device=device)
     y, x = axis[:, None] + pan[:, 0] * t, axis[None, :] + pan[:, 1] * t
-    video = torch.rand(count, 3, 1, 1, 1, generator=generator, device=device).expand(-1, -1, frames, size, size)
+    video = torch.rand(count, 3, 1, 1, 1, generator=generator, device=device).expand(
+        -1, -1, frames, size, size
+    )
     for leaf in range(leaves):
         cx, cy, r = (rand[:, leaf, i, None, None, None] for i in range(3))
         distance = ((x - cx * 1.2 + 0.1) ** 2 + (y - cy * 1.2 + 0.1) ** 2).sqrt() - (0.03 + 0.3 * r**3)
@@ -189,7 +191,10 @@ class Stretch:
             torch._foreach_lerp_(list(self.average.values()), list(self.params.values()), 1 - decay)
             if self.step % 200 == 0:
                 rate = (self.step - first) / (time.time() - started)
-                print(f"{self.path.stem} {self.step}/{steps} loss {loss.item():.5f}, {rate:.1f} steps/s", flush=True)
+                print(
+                    f"{self.path.stem} {self.step}/{steps} loss {loss.item():.5f}, {rate:.1f} steps/s",
+                    flush=True,
+                )
         self.save()
         return self.step >= steps
 
@@ -224,7 +229,9 @@ def train_vae(vae: AutoencoderKLWan, work: Path, deadline: float, steps: int, de
 
 
 @torch.no_grad()
-def cache_latents(vae: AutoencoderKLWan, work: Path, device: str) -> tuple[list[torch.Tensor], list[list[str]]]:
+def cache_latents(
+    vae: AutoencoderKLWan, work: Path, device: str
+) -> tuple[list[torch.Tensor], list[list[str]]]:
     """(latents bf16 [N, 16, T, H, W] not yet normalised, captions) for each of `SIZES`; kept in the work folder."""
     path = work / "pool.safetensors"
     pools, captions = [], []
@@ -242,7 +249,9 @@ def cache_latents(vae: AutoencoderKLWan, work: Path, device: str) -> tuple[list[
                     **{n: getattr(scenes, n)[rows] for n in scenes.__slots__ if n not in ("height", "width")},
                     height=height, width=width,
                 )  # fmt: skip
-                encoded.append(encode_moments(vae, draw_clips(part.to(device), NUM_FRAMES) * 2 - 1)[0].bfloat16())
+                encoded.append(
+                    encode_moments(vae, draw_clips(part.to(device), NUM_FRAMES) * 2 - 1)[0].bfloat16()
+                )
         pools.append(torch.cat(encoded).contiguous())
     if path.exists():
         kept = load_file(path, device=device)
@@ -357,7 +366,13 @@ def export(
     tokenizer.save_pretrained(out / "tokenizer")
     FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(out / "scheduler")
     name = {"model_name": "LongCat-Video-tiny"}
-    defaults = {"height": 128, "width": 128, "num_frames": NUM_FRAMES, "num_inference_steps": 12, "guidance_scale": 2.0}
+    defaults = {
+        "height": 128,
+        "width": 128,
+        "num_frames": NUM_FRAMES,
+        "num_inference_steps": 12,
+        "guidance_scale": 2.0,
+    }
     (out / "config.json").write_text(json.dumps(name) + "\n")
     (out / "model_index.json").write_text(json.dumps({**name, "sampling": defaults}, indent=2) + "\n")
 
@@ -380,7 +395,11 @@ def stages(
     initialise(dit)
     is_done = train_dit(dit, text_encoder, tokenizer, vae, work, deadline, dit_steps, device)
     export(out, dit, text_encoder, tokenizer, vae)
-    yield "the transformer is trained" if is_done else "the transformer has steps left: run the same command again"
+    yield (
+        "the transformer is trained"
+        if is_done
+        else "the transformer has steps left: run the same command again"
+    )
 
 
 def initialise(dit: LongCatVideoTransformer3DModel) -> None:
@@ -397,7 +416,9 @@ def initialise(dit: LongCatVideoTransformer3DModel) -> None:
 
 def main() -> None:
     """Reads the command line and runs the stages."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stretches")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time, to go on later")

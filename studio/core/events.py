@@ -89,7 +89,14 @@ class RunFailed:
 
 
 TrainEvent = (
-    RunStarted | CacheProgress | StepDone | SampleSaved | CheckpointSaved | RunFinished | RunStopped | RunFailed
+    RunStarted
+    | CacheProgress
+    | StepDone
+    | SampleSaved
+    | CheckpointSaved
+    | RunFinished
+    | RunStopped
+    | RunFailed
 )
 
 _EVENT_TYPES = {cls.__name__: cls for cls in TrainEvent.__args__}

@@ -6,21 +6,13 @@ Letters: B batch, C channels, T H W latents, L text length.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.flow import guide, set_schedule
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextCondition:
-    """An encoded prompt: `embeds` [B, 1, L, E] and `mask` int64 [B, L]."""
-
-    embeds: torch.Tensor
-    mask: torch.Tensor
+from studio.core.model.text import TextCondition
 
 
 def denoise(

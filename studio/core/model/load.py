@@ -1,0 +1,256 @@
+"""A checkpoint in the published layout, from a folder or from the hub, loaded once and checked tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
+from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
+from transformers.modeling_utils import PreTrainedModel
+
+from studio.core.assets import TINY, asset_path
+from studio.core.config import PUBLISHED_MODEL, Attention, ModelConfig
+from studio.core.errors import CheckpointError, DeviceError
+from studio.core.geometry import GridSpec
+from studio.core.model.attention import AttentionChoice, choose_attention
+from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
+from studio.core.model.text import PromptEncoder
+
+PARTS = {
+    "dit": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
+"""Folders of a checkpoint, and the file that each must hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleDefaults:
+    """How a checkpoint likes to be sampled: `sampling` in its `model_index.json`, else the published numbers."""
+
+    height: int = 480
+    width: int = 832
+    num_frames: int = 93
+    num_inference_steps: int = 40
+    guidance_scale: float = 4.0
+    fps: float = 15.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelBundle:
+    """Everything of one checkpoint, in memory."""
+
+    source: str
+    dit: LongCatVideoTransformer3DModel
+    vae: AutoencoderKLWan
+    prompt_encoder: PromptEncoder
+    scheduler: FlowMatchEulerDiscreteScheduler
+    grid: GridSpec
+    defaults: SampleDefaults
+    attention: AttentionChoice
+    device: torch.device
+    dtype: torch.dtype
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Whoever runs the model holds it: a training step, or a whole sample."""
+
+
+def load_bundle(config: ModelConfig) -> ModelBundle:
+    """The checkpoint of `config`, in evaluation mode, without gradients.
+
+    Raises:
+        CheckpointError: a part is missing, a tensor is missing, extra or of another shape, or the text encoder's
+            width is not the transformer's.
+        DeviceError: the device is not here.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    folder = resolve_folder(config.source)
+    dit = _load_checked(LongCatVideoTransformer3DModel, folder / "dit", dtype)
+    vae = _load_checked(AutoencoderKLWan, folder / "vae", dtype)
+    encoder = _load_text_encoder(folder / "text_encoder", dtype, dit.config["caption_channels"])
+    choice = _attention(config.attention, dit)
+    dit.set_attention(choice)
+    for module in (dit, vae, encoder):
+        module.requires_grad_(False).eval().to(device)
+    return ModelBundle(
+        source=config.source,
+        dit=dit,
+        vae=vae,
+        prompt_encoder=PromptEncoder(AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        grid=GridSpec(
+            temporal_stride=vae.config["scale_factor_temporal"],
+            spatial_stride=vae.config["scale_factor_spatial"],
+            patch=dit.patch[1],
+            attention_block=choice.block,
+        ),
+        defaults=read_defaults(folder),
+        attention=choice,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU. Raises DeviceError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(
+            f"The device {name} is not here: PyTorch sees no CUDA device.", "Use the device cpu."
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 on CUDA and fp32 on a CPU."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def resolve_folder(source: str) -> Path:
+    """The local folder of a checkpoint: `tiny`, `final`, a folder, or a hub id (downloaded once).
+
+    Raises CheckpointError, naming every part that is missing.
+    """
+    if source == TINY:
+        folder = asset_path(TINY)
+    elif Path(source).is_dir():
+        folder = Path(source)
+    else:
+        folder = _download(PUBLISHED_MODEL if source == "final" else source)
+    missing = [f"{part}/{name}" for part, name in PARTS.items() if not (folder / part / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint {source} lacks {', '.join(missing)}.",
+            "A checkpoint folder holds dit, vae, text_encoder, tokenizer and scheduler: copy what is missing.",
+        )
+    return folder
+
+
+def read_defaults(folder: Path) -> SampleDefaults:
+    """The checkpoint's own sampling settings."""
+    index = folder / "model_index.json"
+    sampling = json.loads(index.read_text()).get("sampling", {}) if index.is_file() else {}
+    return SampleDefaults(**{f.name: sampling[f.name] for f in fields(SampleDefaults) if f.name in sampling})
+
+
+def _download(hub_id: str) -> Path:
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[f"{part}/*" for part in PARTS] + ["*.json"]))
+    except HFValidationError as error:
+        raise CheckpointError(
+            f"There is no checkpoint folder {hub_id}, and it is not a hub id either.",
+            "Give an existing folder, a hub id such as meituan-longcat/LongCat-Video, or tiny.",
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"The checkpoint {hub_id} is not a folder here, and the hub did not give it.",
+            "Check the spelling and the network, or use tiny, the small checkpoint that ships with the studio.",
+        ) from error
+
+
+def _load_checked(cls: type[ModelMixin], folder: Path, dtype: torch.dtype) -> Any:
+    """A diffusers model whose files hold exactly its tensors; weights go from disk into a meta-device skeleton."""
+    with torch.device("meta"):
+        skeleton = cls.from_config(cls.load_config(folder))
+    expected = {name: tuple(t.shape) for name, t in skeleton.state_dict().items()}
+    compare_tensors(read_shapes(folder), expected, folder.name)
+    return cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor in the safetensors files that the folder's index names, or in its only file.
+
+    Raises CheckpointError.
+    """
+    indices = sorted(folder.glob("*.safetensors.index.json"))
+    if indices:
+        names = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
+        files = [folder / name for name in names]
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CheckpointError(
+            f"The checkpoint part {folder.name} has no safetensors file.", "Copy its weights into the folder."
+        )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The checkpoint file {folder.name}/{file.name} cannot be read: {error}.", "Copy it again."
+            ) from error
+    return shapes
+
+
+def compare_tensors(
+    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], part: str
+) -> None:
+    """Raises CheckpointError that names the first missing, extra and misshapen tensors."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is not part of the model" for name in found if name not in expected]
+    problems += [
+        f"{name} is {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"The weights of {part} do not fit its config.json: {'; '.join(problems[:3])}{more}.",
+            "Use the config and the weights of the same checkpoint.",
+        )
+
+
+def _load_text_encoder(folder: Path, dtype: torch.dtype, caption_width: int) -> PreTrainedModel:
+    """The encoder that `config.json` declares: UMT5, or the language model of Qwen2.5-VL."""
+    config = AutoConfig.from_pretrained(folder)
+    if config.model_type not in ("umt5", "qwen2_5_vl"):
+        raise CheckpointError(
+            f"The text encoder is of type {config.model_type}; known are umt5 and qwen2_5_vl.",
+            "Use the text_encoder folder of the published checkpoint.",
+        )
+    is_umt5 = config.model_type == "umt5"
+    width = config.d_model if is_umt5 else config.get_text_config().hidden_size
+    if width != caption_width:
+        raise CheckpointError(
+            f"The text encoder ({config.model_type}) is {width} wide, but the transformer's caption_channels "
+            f"is {caption_width}.",
+            "Use the text encoder that the transformer was trained with (for LongCat-Video: its own UMT5-XXL).",
+        )
+    cls = UMT5EncoderModel if is_umt5 else Qwen2_5_VLForConditionalGeneration
+    model, report = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    missing = set(report["missing_keys"]) - {"encoder.embed_tokens.weight", "lm_head.weight"}
+    if missing or report["mismatched_keys"]:
+        names = sorted(missing) + [str(key) for key in report["mismatched_keys"]]
+        raise CheckpointError(
+            f"The weights of text_encoder do not fit its config.json: {', '.join(names[:3])}.",
+            "Use the config and the weights of the same text encoder.",
+        )
+    if not is_umt5:
+        return model.model.language_model
+    # One table under two names: some transformers releases leave the second one uninitialised.
+    model.encoder.embed_tokens.weight = model.shared.weight
+    return model
+
+
+def _attention(setting: Attention, dit: LongCatVideoTransformer3DModel) -> AttentionChoice:
+    """The attention choice, with block and sparsity from the checkpoint's `bsa_params`."""
+    params = dit.config["bsa_params"] or PUBLISHED_BSA
+    time, height, width = params["chunk_3d_shape_q"]
+    return choose_attention(setting, block=(time, height, width), sparsity=params["sparsity"])

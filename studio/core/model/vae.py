@@ -1,0 +1,47 @@
+"""Pixels to normalised latents and back, through diffusers' Wan autoencoder.
+
+Letters: B clips, C channels, T frames or latents, H W.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+
+
+def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, inv_std) of the latent channels, fp32 [1, C, 1, 1, 1]."""
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
+    return mean, 1 / torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
+
+
+def frames_to_video(frames: np.ndarray) -> torch.Tensor:
+    """fp32 [1, 3, T, H, W] in [-1, 1] of uint8 [T, H, W, 3]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).unsqueeze(0) / 127.5 - 1
+
+
+def video_to_frames(video: torch.Tensor) -> np.ndarray:
+    """uint8 [T, H, W, 3] of one video [3, T, H, W] in [-1, 1]."""
+    pixels = ((video.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(1, 2, 3, 0).cpu().numpy()
+
+
+@torch.inference_mode()
+def encode_video(vae: AutoencoderKLWan, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normalised latents fp32 [B, C, T, H / 8, W / 8] of `video` [B, 3, frames, H, W] in [-1, 1].
+
+    Sampled from the posterior, as the published pipelines do; `generator` lives on the CPU.
+    """
+    posterior = vae.encode(video.to(vae.device, vae.dtype)).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+    mean, inv_std = _statistics(vae)
+    return ((posterior.mean + posterior.std * noise).float() - mean) * inv_std
+
+
+@torch.inference_mode()
+def decode_latents(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Video [B, 3, frames, H, W] in [-1, 1] of normalised latents."""
+    mean, inv_std = _statistics(vae)
+    return vae.decode((latents / inv_std + mean).to(vae.dtype)).sample

@@ -1,0 +1,47 @@
+"""Videos out: uint8 frames to mp4 through imageio, with the settings inside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import av
+import imageio.v3 as iio
+import numpy as np
+
+from studio.core.errors import MediaError
+
+
+def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[str, Any]) -> None:
+    """Writes uint8 [T, H, W, 3] as H.264 with `settings` as JSON in the comment tag.
+
+    Written under another name first, then moved into place: a cut-off file never carries the final name.
+    Raises MediaError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.stem}.part.mp4")
+    comment = f"comment={json.dumps(dict(settings), sort_keys=True)}"
+    try:
+        iio.imwrite(
+            unfinished, frames, fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=None,
+            output_params=["-crf", "14", "-movflags", "+faststart", "-metadata", comment],
+        )  # fmt: skip
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise MediaError(
+            f"The video {path.name} could not be written: {error}.", "Check that the disk is not full."
+        ) from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings that `write_video` put into the file; empty for other videos."""
+    with av.open(str(path), format="mov") as container:
+        comment = container.metadata.get("comment", "{}")
+    try:
+        settings = json.loads(comment)
+    except json.JSONDecodeError:
+        return {}
+    return settings if isinstance(settings, dict) else {}
