@@ -21,9 +21,10 @@ from studio.core.model.dit import LongCatVideoTransformer3DModel
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|proj))"
 """The attention projections of the blocks; `proj` of the patch embedder is a convolution and stays out."""
 
-TRAINING = "training"
+TRAINING = "trainee"
 SAMPLING = "sampling"
-"""Adapter names in peft: the one being trained, and the one that a sample asked for."""
+"""Adapter names in peft: the one being trained (`training` is an attribute of every module), and the one that a
+sample asked for."""
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """diffusers' name; keys `transformer.<module>.lora_A.weight`."""
@@ -33,7 +34,7 @@ MAX_TENSORS = 8192
 
 
 def add_lora(dit: LongCatVideoTransformer3DModel, settings: LoraSettings, *, seed: int) -> list[nn.Parameter]:
-    """Adds a fresh adapter named `training` and returns its parameters, fp32, the only ones with gradients.
+    """Adds a fresh adapter named `trainee` and returns its parameters, fp32, the only ones with gradients.
 
     A starts from peft's default with `seed`, B from zero: the model's output does not change.
     """
@@ -51,7 +52,7 @@ def remove_lora(dit: LongCatVideoTransformer3DModel, name: str) -> None:
     """Takes the adapter off, if it is on."""
     if name in adapter_names(dit):
         dit.delete_adapters(name)
-        if not dit.peft_config:
+        if not adapter_names(dit):
             dit.unload_lora()
 
 
@@ -61,13 +62,13 @@ def adapter_names(dit: LongCatVideoTransformer3DModel) -> tuple[str, ...]:
 
 
 def lora_state(dit: LongCatVideoTransformer3DModel) -> dict[str, torch.Tensor]:
-    """fp32 CPU copies of the `training` adapter, keys `<module>.lora_A.weight`."""
+    """fp32 CPU copies of the `trainee` adapter, keys `<module>.lora_A.weight`."""
     state = get_peft_model_state_dict(dit, adapter_name=TRAINING)
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
 
 
 def restore_lora(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tensor]) -> None:
-    """Copies what `lora_state` gave back into the `training` adapter."""
+    """Copies what `lora_state` gave back into the `trainee` adapter."""
     own = get_peft_model_state_dict(dit, adapter_name=TRAINING)
     for name, tensor in own.items():
         tensor.data.copy_(state[name])
@@ -76,7 +77,7 @@ def restore_lora(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.
 def save_lora(
     dit: LongCatVideoTransformer3DModel, folder: Path, settings: LoraSettings, notes: Mapping[str, str]
 ) -> Path:
-    """Writes the `training` adapter for diffusers (`pytorch_lora_weights.safetensors`) and for peft
+    """Writes the `trainee` adapter for diffusers (`pytorch_lora_weights.safetensors`) and for peft
     (`adapter_model.safetensors`, `adapter_config.json`); returns the first. `notes` go into its metadata.
     """
     folder.mkdir(parents=True, exist_ok=True)
