@@ -4,7 +4,7 @@
         config.json      the resolved RunConfig
         events.jsonl     one line an event
         run.lock         locked while a process writes the run
-        checkpoints/ samples/ lora/ cache/
+        checkpoints/ samples/ lora/
 
 Whoever watches a run reads this folder and nothing else.
 """
@@ -187,7 +187,7 @@ class RunFolder:
             seconds_per_step=seconds,
             seconds_left=seconds * (num_steps - step) if seconds is not None and state.is_live else None,
             samples=_samples(events),
-            lora=self.path / ends[-1].lora if ends else None,
+            lora=self.path / ends[-1].lora if ends and ends[-1].lora else None,
             failure=events[-1] if events and isinstance(events[-1], RunFailed) else None,
             started=started,
             updated=timed[-1][0] if timed else None,

@@ -1,0 +1,126 @@
+"""Pairs as tensors: decoded, resized, encoded once, and read from the caches from then on.
+
+Letters: C channels, T latents, H W, n text tokens, E encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from studio.core.config import DataConfig, DatasetConfig
+from studio.core.data.cache import LatentCache, cache_key, file_hash
+from studio.core.data.decode import read_frames, read_image, resize_frames
+from studio.core.data.seeds import seeded
+from studio.core.errors import DatasetError
+from studio.core.types import Bucket, Clip, Pair
+
+_GEOMETRY = "cover, lanczos"
+"""Part of every key: how `resize_frames` fits a picture. Change it when that changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoders:
+    """The model's eyes and ears, handed in; each with the id of the weights behind it."""
+
+    video: Callable[[np.ndarray, torch.Generator], torch.Tensor]
+    """uint8 [T, H, W, 3] to normalised latents [C, T, H, W]."""
+    video_id: str
+    text: Callable[[str], torch.Tensor]
+    """A caption to its [n, E] embeddings, padding left out."""
+    text_id: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncodedPair:
+    """What a training step needs of a pair; tensors on the CPU."""
+
+    latents: torch.Tensor
+    """[C, T, H, W] of the clip."""
+    start_latent: torch.Tensor
+    """[C, 1, H, W] of the start frame."""
+
+
+class PairEncoder:
+    """Encodes pairs and captions through caches: clips in their dataset's `cache_dir`, start frames in that of their
+    own dataset, whatever names none in `default_cache`.
+    """
+
+    def __init__(self, data: DataConfig, encoders: Encoders, default_cache: Path) -> None:
+        self._data = data
+        self._encoders = encoders
+        self._default_cache = default_cache
+        self._hashes: Mapping[Path, str] = {}
+
+    def fill(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:
+        """Encodes everything of `pairs` that is not in the caches; yields (done, total) after each piece."""
+        self._hashes = {path: file_hash(path) for pair in pairs for path in _files(pair)}
+        captions = list(dict.fromkeys(caption for pair in pairs for caption in pair.captions))
+        total = len(pairs) + len(captions)
+        for done, pair in enumerate(pairs, start=1):
+            self.pair(pair)
+            yield done, total
+        for done, caption in enumerate(captions, start=len(pairs) + 1):
+            self.text(caption)
+            yield done, total
+
+    def pair(self, pair: Pair) -> EncodedPair:
+        """The latents of a ready pair. A pair without a start frame is conditioned on the clip's first frame.
+
+        Raises:
+            DatasetError: the pair is not ready.
+            MediaError: a file cannot be read any more, or the cache cannot be written.
+        """
+        clip, bucket = pair.clip, pair.bucket
+        if clip is None or bucket is None:
+            raise DatasetError(f"{pair.name} is not ready to train on.", "Check the dataset, and mend it.")
+        dataset = self._data.by_id[pair.dataset_id]
+        key = self._key("clip", pair.clip_path, bucket, clip.reader, bucket.num_frames)
+        latents = self._cache(dataset).get_or_compute(key, lambda: self._encode_clip(clip, bucket, key))
+        return EncodedPair(latents=latents, start_latent=self._start_latent(pair, clip, bucket, dataset))
+
+    def text(self, caption: str) -> torch.Tensor:
+        """The [n, E] embeddings of a caption."""
+        cache = LatentCache(self._default_cache)
+        return cache.get_or_compute(
+            cache_key("text", caption, self._encoders.text_id), lambda: self._encoders.text(caption)
+        )
+
+    def _start_latent(self, pair: Pair, clip: Clip, bucket: Bucket, dataset: DatasetConfig) -> torch.Tensor:
+        if pair.start_frame is None:
+            key = self._key("first frame", pair.clip_path, bucket, clip.reader, 1)
+            frames = Bucket(num_frames=1, height=bucket.height, width=bucket.width)
+            return self._cache(dataset).get_or_compute(key, lambda: self._encode_clip(clip, frames, key))
+        image = pair.start_frame.path
+        key = self._key("start frame", image, bucket, "pillow", 1)
+        owner = self._start_frame_dataset(image, dataset)
+        return self._cache(owner).get_or_compute(key, lambda: self._encode_image(image, bucket, key))
+
+    def _encode_clip(self, clip: Clip, bucket: Bucket, key: str) -> torch.Tensor:
+        frames = resize_frames(read_frames(clip, bucket.num_frames), bucket.height, bucket.width)
+        return self._encoders.video(frames, seeded(key))
+
+    def _encode_image(self, path: Path, bucket: Bucket, key: str) -> torch.Tensor:
+        image = resize_frames(read_image(path), bucket.height, bucket.width)
+        return self._encoders.video(image[None], seeded(key))
+
+    def _key(self, kind: str, path: Path, bucket: Bucket, reader: str, num_frames: int) -> str:
+        content = self._hashes.get(path) or file_hash(path)
+        size = (num_frames, bucket.height, bucket.width)
+        return cache_key(kind, content, *size, reader, _GEOMETRY, self._encoders.video_id)
+
+    def _cache(self, dataset: DatasetConfig) -> LatentCache:
+        return LatentCache(dataset.cache_dir or self._default_cache)
+
+    def _start_frame_dataset(self, image: Path, dataset: DatasetConfig) -> DatasetConfig:
+        """The dataset that a start frame lies in: one of those that the clips name, or the clips' own."""
+        named = [self._data.by_id[name] for name in dataset.conditioning_ids]
+        return next((owner for owner in named if image.is_relative_to(owner.directory)), dataset)
+
+
+def _files(pair: Pair) -> tuple[Path, ...]:
+    return (pair.clip_path, *((pair.start_frame.path,) if pair.start_frame else ()))

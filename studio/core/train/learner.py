@@ -1,0 +1,179 @@
+"""The LoRA under training: its parameters, its optimiser, and one step of learning."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from studio.core.config import RunConfig
+from studio.core.config_json import run_config_to_json
+from studio.core.data.cache import fingerprint
+from studio.core.data.dataset import TrainingItem
+from studio.core.data.encode import Encoders, PairEncoder
+from studio.core.data.seeds import seeded
+from studio.core.errors import ConfigError, JobAlreadyRunning, StudioError
+from studio.core.events import StepDone
+from studio.core.model.load import ModelBundle
+from studio.core.model.lora import TRAINING, adapter_names, add_lora, lora_state, remove_lora, restore_lora
+from studio.core.model.vae import encode_video, frames_to_video
+from studio.core.train.checkpoint import Checkpoint, save_checkpoint
+from studio.core.train.step import Batch, collate, training_loss
+
+WEIGHT_DECAY = 0.01
+"""torch's default for AdamW; SimpleTuner's too."""
+
+_MAY_CHANGE = (
+    "output_dir", "validation", "model.device", "model.gradient_checkpointing",
+    "optim.max_train_steps", "optim.num_train_epochs", "optim.checkpoint",
+)  # fmt: skip
+"""Parts of a configuration that may differ when a run is resumed: they change no loss."""
+
+
+class Learner:
+    """A fresh adapter on the bundle's transformer, and AdamW over nothing else.
+
+    Whoever calls a method holds `bundle.lock`; `close` leaves the transformer as it was.
+
+    Raises:
+        JobAlreadyRunning: an adapter is in training on this transformer already.
+    """
+
+    def __init__(self, config: RunConfig, bundle: ModelBundle, encoder: PairEncoder) -> None:
+        if TRAINING in adapter_names(bundle.dit):
+            raise JobAlreadyRunning("This model is being trained already.", "Wait for that run, or stop it.")
+        self._config = config
+        self._bundle = bundle
+        self._encoder = encoder
+        self.parameters = add_lora(bundle.dit, config.lora, seed=config.seed)
+        self._optimizer = torch.optim.AdamW(self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY)
+        if config.model.gradient_checkpointing:
+            bundle.dit.enable_gradient_checkpointing()
+
+    def close(self) -> None:
+        """Takes the adapter off."""
+        self._bundle.dit.disable_gradient_checkpointing()
+        remove_lora(self._bundle.dit, TRAINING)
+
+    def learn(self, step: int, items: tuple[TrainingItem, ...], num_steps: int) -> StepDone:
+        """Takes one optimiser step on `items`.
+
+        Raises:
+            StudioError: the loss or the gradient is not finite; nothing was changed.
+        """
+        started = time.perf_counter()
+        seed, dit = self._config.seed, self._bundle.dit
+        batch = self._batch(items)
+        rate = learning_rate(self._config, step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        generators = [seeded(seed, "noise", step, index) for index in range(len(items))]
+        dit.train()
+        try:
+            with torch.random.fork_rng(devices=[self._bundle.device] if self._bundle.device.type == "cuda" else []):
+                torch.manual_seed(seeded(seed, "dropout", step).initial_seed())
+                loss = training_loss(dit, batch, shift=self._bundle.scheduler.config["shift"], generators=generators)
+                loss.backward()
+        finally:
+            dit.eval()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm or math.inf)
+        loss_value, norm_value = loss.item(), grad_norm.item()
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            self._optimizer.zero_grad()
+            raise _diverged(step, items, loss_value)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return StepDone(
+            step=step,
+            num_steps=num_steps,
+            loss=loss_value,
+            learning_rate=rate,
+            grad_norm=norm_value,
+            seconds=time.perf_counter() - started,
+        )
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Writes a checkpoint below `folder`. Raises OSError."""
+        return save_checkpoint(
+            folder, step, lora=lora_state(self._bundle.dit), optimizer=self._optimizer, config=self._config
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes back to a checkpoint.
+
+        Raises:
+            ConfigError: it was written under other settings, which are named.
+        """
+        changed = _changed(checkpoint.config, json.loads(json.dumps(run_config_to_json(self._config))))
+        if changed:
+            raise ConfigError(
+                f"{checkpoint.path.name} was trained with other settings: {'; '.join(changed[:3])}.",
+                "Set them back to resume, or start a new run.",
+            )
+        restore_lora(self._bundle.dit, checkpoint.lora)
+        self._optimizer.load_state_dict(dict(checkpoint.optim))
+
+    def _batch(self, items: tuple[TrainingItem, ...]) -> Batch:
+        encoded = [self._encoder.pair(item.pair) for item in items]
+        return collate(
+            [pair.latents for pair in encoded],
+            [pair.start_latent for pair in encoded],
+            [self._encoder.text(item.caption) for item in items],
+            text_length=self._bundle.prompt_encoder.max_length,
+            device=self._bundle.device,
+        )
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Linear warm-up over `lr_warmup_steps`, then constant; `step` counts from 1."""
+    warmup = config.optim.lr_warmup_steps
+    return config.optim.learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
+
+
+def make_encoders(bundle: ModelBundle) -> Encoders:
+    """The bundle's VAE and text encoder as functions; each call holds `bundle.lock`."""
+
+    def video(frames: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+        with bundle.lock:
+            return encode_video(bundle.vae, frames_to_video(frames), generator)[0]
+
+    def text(caption: str) -> torch.Tensor:
+        with bundle.lock:
+            condition = bundle.prompt_encoder.encode([caption])
+        return condition.embeds[0, 0][condition.mask[0].bool()]
+
+    return Encoders(
+        video=video,
+        video_id=fingerprint(bundle.vae),
+        text=text,
+        text_id=f"{fingerprint(bundle.prompt_encoder.encoder)} {bundle.prompt_encoder.max_length}",
+    )
+
+
+def _diverged(step: int, items: tuple[TrainingItem, ...], loss: float) -> StudioError:
+    names = ", ".join(dict.fromkeys(item.pair.name for item in items))
+    return StudioError(
+        f"The loss at step {step} is {loss:g} or its gradient is not finite; clips: {names}.",
+        "Lower the learning rate, or look at these clips; what was saved before is kept.",
+    )
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> list[str]:
+    """`lora.rank 8, now 16` for each setting that differs and matters."""
+    changed = []
+    for key in before.keys() | after.keys():
+        path = f"{at}{key}"
+        if path.startswith(_MAY_CHANGE):
+            continue
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += _changed(old, new, f"{path}.")
+        elif old != new:
+            changed.append(f"{path} {old}, now {new}")
+    return sorted(changed)

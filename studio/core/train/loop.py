@@ -1,0 +1,113 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+
+from studio.core.config import RunConfig
+from studio.core.config_json import with_absolute_paths
+from studio.core.data.dataset import BatchSampler, training_pairs, validation_pairs
+from studio.core.data.encode import PairEncoder
+from studio.core.errors import DatasetError
+from studio.core.events import CacheProgress, CheckpointSaved, RunFinished, RunStarted, RunStopped, TrainEvent
+from studio.core.model.load import ModelBundle
+from studio.core.runlog import RunFolder
+from studio.core.train.checkpoint import latest_checkpoint
+from studio.core.train.learner import Learner, make_encoders
+from studio.core.train.outcome import save_outcome
+from studio.core.train.validate import render_samples
+from studio.core.types import DatasetReport
+
+
+def train(
+    config: RunConfig,
+    folder: RunFolder,
+    bundle: ModelBundle,
+    report: DatasetReport,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    resume: bool = False,
+) -> Generator[TrainEvent, None, None]:
+    """Trains a LoRA on the ready pairs of `report` and says what happens, as it happens; nothing is written to the
+    log of the run, that is up to whoever listens.
+
+    `bundle.lock` is held for each step, sample and encoding, never between two events, so that someone else may
+    sample in between. In the end, or when the generator is closed, the bundle is as it was. `resume` goes on from
+    the folder's newest whole checkpoint, or from the start when there is none.
+
+    Raises:
+        DatasetError: no pair is ready.
+        StudioError: the loss is not finite, a file cannot be read any more, or the settings do not fit the checkpoint.
+        OSError: the folder cannot be written.
+    """
+    started = time.perf_counter()
+    config = with_absolute_paths(config)
+    pairs = training_pairs(report, config)
+    if not pairs:
+        raise DatasetError("No clip is ready to train on.", "Check the dataset, and mend what it lists.")
+    sampler = BatchSampler(pairs, config.data, config.seed)
+    num_steps = count_steps(config, sampler)
+    yield RunStarted(
+        num_steps=num_steps,
+        num_pairs=len(pairs),
+        device=str(bundle.device),
+        dtype=str(bundle.dtype).removeprefix("torch."),
+        attention=bundle.attention.kind,
+        attention_reason=bundle.attention.reason,
+    )
+    encoder = PairEncoder(config.data, make_encoders(bundle), config.output_dir / "cache")
+    for done, total in encoder.fill(pairs):
+        yield CacheProgress(done=done, total=total)
+        if should_stop():
+            yield RunStopped(step=0, lora="")
+            return
+
+    checkpoints = folder.path / "checkpoints"
+    with bundle.lock:
+        learner = Learner(config, bundle, encoder)
+    try:
+        step = 0
+        if resume and (checkpoint := latest_checkpoint(checkpoints)):
+            with bundle.lock:
+                learner.restore(checkpoint)
+            step = checkpoint.step
+        samples = validation_pairs(report, config)
+        saved = sampled = step
+        while step < num_steps and not should_stop():
+            step += 1
+            with bundle.lock:
+                done = learner.learn(step, sampler.batch_for_step(step), num_steps)
+            yield done
+            if _is_due(step, config.optim.checkpoint_step_interval):
+                yield _save_checkpoint(learner, folder, bundle, saved := step)
+            if _is_due(step, config.validation.step_interval):
+                yield from render_samples(samples, sampled := step, config, folder, bundle, should_stop)
+        if saved != step:
+            yield _save_checkpoint(learner, folder, bundle, step)
+        if step < num_steps:
+            yield RunStopped(step=step, lora=save_outcome(config, folder, bundle, step))
+            return
+        lora = save_outcome(config, folder, bundle, step)
+        if sampled != step:
+            yield from render_samples(samples, step, config, folder, bundle, should_stop)
+        yield RunFinished(step=step, seconds=time.perf_counter() - started, lora=lora)
+    finally:
+        with bundle.lock:
+            learner.close()
+
+
+def count_steps(config: RunConfig, sampler: BatchSampler) -> int:
+    """`max_train_steps`, or as many as the epochs have."""
+    return config.optim.max_train_steps or config.optim.num_train_epochs * sampler.steps_per_epoch
+
+
+def _is_due(step: int, interval: int) -> bool:
+    """True every `interval` steps; an interval of 0 means only at the end."""
+    return interval > 0 and step % interval == 0
+
+
+def _save_checkpoint(learner: Learner, folder: RunFolder, bundle: ModelBundle, step: int) -> CheckpointSaved:
+    with bundle.lock:
+        path = learner.save(folder.path / "checkpoints", step)
+    return CheckpointSaved(step=step, path=path.relative_to(folder.path).as_posix())

@@ -1,0 +1,78 @@
+"""The training step as a function: a batch of clean latents in, a loss out.
+
+Letters: B batch, C channels, T H W latents, L text length, E encoder width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from studio.core.model.flow import TIMESTEPS, add_noise, shift_sigma, velocity_target
+
+NUM_START_LATENTS = 1
+"""The start frame is one latent frame."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Clips of one bucket, with their start frames and captions, on the model's device."""
+
+    latents: torch.Tensor
+    """fp32 [B, C, T, H, W], normalised, of the clips."""
+    start_latent: torch.Tensor
+    """fp32 [B, C, 1, H, W], normalised, of the start frames, encoded by themselves."""
+    text: torch.Tensor
+    """[B, 1, L, E]."""
+    text_mask: torch.Tensor
+    """int64 [B, L], non-zero where there is text."""
+
+
+def training_loss(
+    dit: Callable[..., torch.Tensor], batch: Batch, *, shift: float, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    """Mean squared error, a scalar in fp32, of the velocity that `dit` predicts for the frames after the start frame.
+
+    The start frame stands clean in front, at timestep 0, in place of the clip's own first latent; it is shown to the
+    model and is no part of the loss. Each sample has its noise level, uniform and then moved by `shift`, and its
+    noise from its own CPU generator.
+
+    Source: LongCat-Video technical report, section on image-to-video: condition frames at t = 0, out of the loss.
+    """
+    device = batch.latents.device
+    shape = batch.latents[0].shape
+    sigma = torch.stack([torch.rand((), generator=g) for g in generators]).to(device)
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    sigma = shift_sigma(sigma, shift)
+
+    noisy = add_noise(batch.latents, noise, sigma.view(-1, 1, 1, 1, 1))
+    shown = torch.cat((batch.start_latent, noisy[:, :, NUM_START_LATENTS:]), dim=2)
+    timestep = (TIMESTEPS * sigma)[:, None].repeat(1, shape[1])
+    timestep[:, :NUM_START_LATENTS] = 0
+
+    velocity = dit(shown, timestep, batch.text, batch.text_mask, num_cond_latents=NUM_START_LATENTS)
+    target = velocity_target(batch.latents, noise)
+    error = velocity[:, :, NUM_START_LATENTS:].float() - target[:, :, NUM_START_LATENTS:]
+    return error.square().mean()
+
+
+def collate(
+    latents: Sequence[torch.Tensor],
+    start_latents: Sequence[torch.Tensor],
+    texts: Sequence[torch.Tensor],
+    *,
+    text_length: int,
+    device: torch.device,
+) -> Batch:
+    """One batch on `device` of [C, T, H, W], [C, 1, H, W] and [n, E] tensors; texts are padded with zeros."""
+    text = torch.stack([torch.nn.functional.pad(t, (0, 0, 0, text_length - len(t))) for t in texts])
+    lengths = torch.tensor([len(t) for t in texts])
+    mask = (torch.arange(text_length) < lengths[:, None]).long()
+    return Batch(
+        latents=torch.stack(list(latents)).float().to(device),
+        start_latent=torch.stack(list(start_latents)).float().to(device),
+        text=text.unsqueeze(1).to(device),
+        text_mask=mask.to(device),
+    )
