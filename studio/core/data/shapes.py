@@ -176,6 +176,10 @@ def _coverage(scenes: Scenes, center: torch.Tensor, radius: torch.Tensor) -> tor
     return (0.5 - distance).clamp(0, 1)
 
 
+MIN_AREA = 12
+"""Pixels; with fewer the shape is gone."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Track:
     """What a video shows, measured."""
@@ -185,10 +189,10 @@ class Track:
     shape is gone."""
     colors: tuple[str, ...]
     """Nearest named colour in each frame; empty where the shape is gone."""
-    shapes: tuple[str, ...]
-    """Best-matching shape in each frame; empty where the shape is gone."""
+    overlap: torch.Tensor
+    """fp32 [T, 3]: intersection over union with each of `SHAPES`, drawn with the same area and centroid."""
 
-    def follows(self, motion: str, tolerance: float = 0.07) -> bool:
+    def follows(self, motion: str, tolerance: float = 0.1) -> bool:
         """True when `motion` is the nearest of all motions and the path stays within `tolerance` of it (RMS)."""
         if self.path.isnan().any():
             return False
@@ -197,59 +201,61 @@ class Track:
         return bool(distance.argmin() == index and distance[index] < tolerance)
 
     def keeps(self, color: str, shape: str) -> bool:
-        """True when three quarters of the frames show this colour and this shape, the last frame among them."""
-        hits = [c == color and s == shape for c, s in zip(self.colors, self.shapes, strict=True)]
-        return hits[-1] and sum(hits) >= 0.75 * len(hits)
+        """True when three quarters of the frames and the last one show the colour, and the shape overlaps best over
+        all frames and over the last quarter of them."""
+        last_quarter = self.overlap[-max(1, len(self.overlap) // 4) :]
+        best = {SHAPES[int(part.mean(0).argmax())] for part in (self.overlap, last_quarter)}
+        hits = [c == color for c in self.colors]
+        return best == {shape} and hits[-1] and sum(hits) >= 0.75 * len(hits)
 
 
 def track(frames: np.ndarray, background: np.ndarray) -> Track:
     """Follows the shape through uint8 [T, H, W, 3] `frames`, given the uint8 [H, W, 3] scene without it.
 
-    A pixel belongs to the shape where it differs from the background by more than 0.18 in some channel.
+    In each frame the colour is the named one nearest to the median of the pixels that differ from the background by
+    more than 0.25 in some channel; the shape is where a pixel lies nearer to that colour than to the background.
     """
     video = torch.from_numpy(frames.astype(np.float32) / 255)
     plate = torch.from_numpy(background.astype(np.float32) / 255)
     _, height, width, _ = video.shape
-    mask = (video - plate).abs().amax(-1) > 0.18
-    area = mask.sum((1, 2)).float()
-    gone = area < 12
-    y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    safe = area.clamp(min=1)
-    center = torch.stack(((mask.sum(1) * x).sum(1) / safe, (mask.sum(2) * y).sum(1) / safe), dim=-1)
-    shift = (center - center[0]) / min(height, width)
-    scale = (area / safe[0]).sqrt()
-    path = torch.cat((shift, scale[:, None]), dim=-1)
-    path[gone] = float("nan")
     names = list(COLORS)
     palette = torch.tensor(list(COLORS.values()))
-    colors, shapes = [], []
-    for frame, inside, is_gone in zip(video, mask, gone.tolist(), strict=True):
-        mean = frame[inside].median(dim=0).values if not is_gone else palette[0]
-        nearest = int((palette - mean).square().sum(-1).argmin())
-        colors.append("" if is_gone else names[nearest])
-        shapes.append("" if is_gone else _best_shape(inside))
-    return Track(path=path, colors=tuple(colors), shapes=tuple(shapes))
+    y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
+    rows, colors, overlaps = [], [], []
+    for frame in video:
+        differs = (frame - plate).abs().amax(-1) > 0.25
+        if differs.sum() < MIN_AREA:
+            rows.append([math.nan] * 3)
+            colors.append("")
+            overlaps.append(torch.zeros(3))
+            continue
+        nearest = int((palette - frame[differs].median(dim=0).values).square().sum(-1).argmin())
+        span = palette[nearest] - plate
+        mask = ((frame - plate) * span).sum(-1) / span.square().sum(-1) > 0.5
+        area = mask.sum().clamp(min=1)
+        rows.append([float((mask.sum(0) * x).sum() / area), float((mask.sum(1) * y).sum() / area), float(area)])
+        colors.append(names[nearest])
+        overlaps.append(_overlap(mask))
+    measured = torch.tensor(rows)
+    shift = (measured[:, :2] - measured[0, :2]) / min(height, width)
+    scale = (measured[:, 2:] / measured[0, 2]).sqrt()
+    return Track(path=torch.cat((shift, scale), dim=-1), colors=tuple(colors), overlap=torch.stack(overlaps))
 
 
-def _best_shape(mask: torch.Tensor) -> str:
-    """The shape of equal area and bounding-box centre that overlaps the mask most."""
+def _overlap(mask: torch.Tensor) -> torch.Tensor:
+    """fp32 [3]: intersection over union of bool [H, W] `mask` with each shape of equal area and centroid."""
     height, width = mask.shape
-    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
-    x = (columns[0] + columns[-1] + 1) / 2
-    y = (rows[0] + rows[-1] + 1) / 2
-    area = float(mask.sum())
+    rows, columns = mask.nonzero(as_tuple=True)
+    center = torch.stack((columns.float().mean(), rows.float().mean())) + 0.5
     # Areas at radius 1: pi, (2 * 0.88)^2, and 3 * sqrt(3) * 0.62^2.
-    radii = torch.tensor([(area / unit) ** 0.5 for unit in (math.pi, 3.0976, 1.9974)])
-    # The triangle's bounding box is centred 0.31 r above its centroid: from -1.24 r to 0.62 r.
-    centers = torch.stack((x.expand(3), y + torch.tensor([0.0, 0.0, 0.31]) * radii), dim=-1)
+    radii = torch.tensor([(len(rows) / unit) ** 0.5 for unit in (math.pi, 3.0976, 1.9974)])
     three = Scenes(
         shape=torch.arange(3), color=torch.zeros(3, dtype=torch.int64), motion=torch.zeros(3, dtype=torch.int64),
-        center=centers, radius=radii, background=torch.zeros(3, 2, 3), angle=torch.zeros(3),
+        center=center.expand(3, 2), radius=radii, background=torch.zeros(3, 2, 3), angle=torch.zeros(3),
         height=height, width=width,
     )  # fmt: skip
-    templates = _coverage(three, centers[:, None], radii[:, None])[:, 0] > 0.5
-    overlap = (templates & mask).sum((1, 2)) / (templates | mask).sum((1, 2)).clamp(min=1)
-    return SHAPES[int(overlap.argmax())]
+    templates = _coverage(three, three.center[:, None], radii[:, None])[:, 0] > 0.5
+    return (templates & mask).sum((1, 2)) / (templates | mask).sum((1, 2)).clamp(min=1)
 
 
 def to_uint8(video: torch.Tensor) -> np.ndarray:
