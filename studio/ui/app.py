@@ -1,0 +1,197 @@
+"""The app: one page a language, three rooms, one workshop behind them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import threading
+import webbrowser
+from typing import Any
+
+import fastapi
+import gradio as gr
+import torch
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from studio.core.config import ModelConfig
+from studio.core.errors import ConfigError, StudioError
+from studio.core.model.load import resolve_device
+from studio.ui import markup
+from studio.ui.dataset_tab import build_dataset_tab
+from studio.ui.sample_tab import build_sample_tab
+from studio.ui.settings import AppSettings
+from studio.ui.theme import CSS, HEAD, studio_theme
+from studio.ui.train_tab import POLL_SECONDS, build_train_tab
+from studio.ui.workshop import Workshop
+from studio.view.words import LANGUAGES, Language, Words, words
+
+MAX_UPLOAD, MAX_UPLOAD_SPACE = "200mb", "20mb"
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def build_app(
+    settings: AppSettings | None = None, *, workshop: Workshop | None = None, language: Language | None = None
+) -> gr.Blocks:
+    """One page in one language; pages that are given the same workshop share datasets, model and run."""
+    settings = settings or AppSettings()
+    shop = workshop or Workshop(settings)
+    here = language or settings.language
+    w = words(here)
+    with gr.Blocks(title=w("app.name"), analytics_enabled=False, delete_cache=(3600, 86400)) as app:
+        links = _language_links(settings, here) if workshop else []
+        header = gr.HTML(markup.header(w, _chips(shop, w), links), elem_id="header")
+        pulse = gr.HTML(elem_id="pulse")
+        timer = gr.Timer(POLL_SECONDS, active=False)
+        with gr.Tabs(selected="dataset") as tabs:
+            with gr.Tab(w("tab.dataset"), id="dataset"):
+                dataset = build_dataset_tab(shop, w)
+            train = None
+            if not settings.is_space:
+                with gr.Tab(w("tab.train"), id="train"):
+                    train = build_train_tab(shop, w, dataset.path, pulse, timer)
+            with gr.Tab(w("tab.sample"), id="sample") as sample_room:
+                sample = build_sample_tab(shop, w)
+
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+        chips: dict[str, Any] = {"fn": lambda: markup.header(w, _chips(shop, w), links), "outputs": header, **quiet}
+        sample_room.select(sample.refresh, None, sample.lora, **quiet)
+        restored = app.load(dataset.reload, None, dataset.outputs, **quiet)
+        restored.then(**chips)
+        if train is not None:
+            dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet).then(**chips)
+            dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
+                train.plan, dataset.path, train.plan_outputs, **quiet
+            )
+            train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet)
+            restored.then(train.plan, dataset.path, train.plan_outputs, **quiet)
+            restored.then(train.watch, train.watch_inputs, train.watch_outputs, **quiet)
+    app.queue(max_size=32, default_concurrency_limit=2)
+    return app
+
+
+def serve(settings: AppSettings, *, hosts: frozenset[str] = LOCAL_HOSTS, auth: Any = None) -> fastapi.FastAPI:
+    """The pages of all languages on one server; requests for other hosts, or from other sites, are refused."""
+    shop = Workshop(settings)
+    if settings.project is not None:
+        _open_quietly(shop, str(settings.project))
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(shop.folder / "gradio"))
+    server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    server.add_middleware(OwnSiteOnly, hosts=frozenset() if settings.is_space else hosts)
+    ordered = sorted(LANGUAGES, key=lambda language: language == settings.language)
+    for language in ordered:
+        gr.mount_gradio_app(
+            server,
+            build_app(settings, workshop=shop, language=language),
+            path=_address(settings, language),
+            auth=auth,
+            theme=studio_theme(),
+            css_paths=CSS,
+            head=HEAD,
+            max_file_size=MAX_UPLOAD_SPACE if settings.is_space else MAX_UPLOAD,
+            blocked_paths=_blocked(shop),
+            footer_links=[],
+            show_error=False,
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+        )
+    return server
+
+
+def launch(
+    settings: AppSettings | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: tuple[str, str] | None = None,
+    open_browser: bool = False,
+) -> None:
+    """Serves the app until it is interrupted. Raises ConfigError for an open host without a password."""
+    settings = settings or AppSettings()
+    if not _is_loopback(host) and auth is None and not settings.is_space:
+        raise ConfigError(
+            f"The host {host} can be reached by others, and no password is set.", "Use 127.0.0.1, or set a password."
+        )
+    server = serve(settings, hosts=LOCAL_HOSTS | {host} if _is_loopback(host) else frozenset(), auth=auth)
+    if open_browser:
+        threading.Timer(1.5, webbrowser.open, (f"http://{host}:{port}/",)).start()
+    uvicorn.run(server, host=host, port=port, log_level="warning")
+
+
+class OwnSiteOnly:
+    """Refuses requests under a foreign host name (DNS rebinding) and from the pages of other sites."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self.app = app
+        self.hosts = hosts
+        """Host names that are served; none means all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers 403."""
+        if scope["type"] in ("http", "websocket") and not self._is_own(scope):
+            response = fastapi.Response("This address is not served here.", status_code=403)
+            await response(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_own(self, scope: Scope) -> bool:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
+        name = host.rsplit(":", 1)[0].strip("[]") if not host.endswith("]") else host.strip("[]")
+        if self.hosts and name not in self.hosts:
+            return False
+        origin = headers.get(b"origin")
+        is_reading = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        return is_reading or origin is None or origin.partition("://")[2] == host
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(settings: AppSettings, language: Language) -> str:
+    return "/" if language == settings.language else f"/{language}"
+
+
+def _language_links(settings: AppSettings, here: Language) -> list[tuple[str, str, str, bool]]:
+    """(code, name, address, is this one) of every language."""
+    return [(code, name, _address(settings, code).rstrip("/") + "/", code == here) for code, name in LANGUAGES.items()]
+
+
+def _chips(shop: Workshop, w: Words) -> list[tuple[str, str]]:
+    """Model, device and attention in use."""
+    model = shop.model
+    bundle = shop.loaded(model)
+    chips = [(w("chip.model"), model.source), (w("chip.device"), _device_name(model))]
+    if bundle is not None and bundle.device.type == "cuda":
+        used = torch.cuda.memory_allocated(bundle.device) / 2**30
+        chips.append((w("chip.memory"), f"{w.number(used, 1)} GiB"))
+    chips.append((w("chip.attention"), w(f"chip.{bundle.attention.kind}" if bundle else "chip.attention_later")))
+    return chips
+
+
+def _device_name(model: ModelConfig) -> str:
+    try:
+        return str(resolve_device(model.device)).upper()
+    except StudioError:
+        return model.device
+
+
+def _blocked(shop: Workshop) -> list[str]:
+    """The working directory, which gradio would serve from otherwise."""
+    here = os.path.realpath(os.curdir)
+    return [] if str(shop.folder.resolve()).startswith(here.rstrip("/") + "/") else [here]
+
+
+def _open_quietly(shop: Workshop, path: str) -> None:
+    """Opens the project; one that cannot be read is left for the page to say so."""
+    try:
+        shop.open(path)
+    except StudioError:
+        return

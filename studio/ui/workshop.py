@@ -1,0 +1,182 @@
+"""What the pages share: opened datasets, the loaded model, the one training job, and a private folder for previews."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from studio.core.config import DataConfig, DatasetConfig, ModelConfig, RunConfig
+from studio.core.data.check import Probes, Progress, check_dataset, check_project
+from studio.core.data.dataset import training_pairs
+from studio.core.data.decode import extract_start_frames
+from studio.core.errors import ConfigError
+from studio.core.model.load import ModelBundle, load_bundle
+from studio.core.runlog import RunFolder, list_runs
+from studio.core.simpletuner import CONFIG_NAME, Project
+from studio.core.train.job import TrainJob
+from studio.core.types import DatasetReport
+from studio.ui.settings import AppSettings
+
+EXTRACTED = "extracted_start_frames"
+"""Id of the dataset that holds start frames taken from clips."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A dataset that someone opened, as it was when it was checked."""
+
+    path: Path
+    project: Project
+    report: DatasetReport
+    model: ModelConfig
+    """The project's, or the app's where the project has no config.json."""
+
+    @property
+    def num_ready(self) -> int:
+        """Pairs that will be trained on."""
+        return len(training_pairs(self.report, self.project.run))
+
+
+def _private_folder() -> Path:
+    """A new folder that only this user can read."""
+    return Path(tempfile.mkdtemp(prefix="longcat-studio-"))
+
+
+@dataclass(slots=True)
+class Workshop:
+    """One for all pages and visitors of an app; runs themselves live in their folders."""
+
+    settings: AppSettings
+    folder: Path = field(default_factory=_private_folder)
+    """Previews and finished samples, for the browser to fetch."""
+    probes: Probes = field(default_factory=Probes)
+    opened: dict[str, Opened] = field(default_factory=dict)
+    latest: str | None = None
+    """Path of the dataset opened last: a reloaded page shows it again."""
+    job: TrainJob | None = None
+    renders: dict[str, threading.Event] = field(default_factory=dict)
+    """What stops a render, by the visitor who asked for it."""
+    _bundles: dict[ModelConfig, ModelBundle] = field(default_factory=dict)
+    _loading: threading.Lock = field(default_factory=threading.Lock)
+    _starting: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self, path: str, progress: Progress | None = None) -> Opened:
+        """Checks the dataset at a path and remembers it. Raises ConfigError."""
+        place = Path(path.strip()).expanduser()
+        project, report = check_project(place, progress=progress, probes=self.probes)
+        has_config = place.is_file() or (place / CONFIG_NAME).is_file()
+        model = project.run.model if has_config else self.settings.model
+        return self._remember(Opened(path=place, project=project, report=report, model=model))
+
+    def add_start_frames(self, opened: Opened) -> tuple[Opened, tuple[Path, ...]]:
+        """Takes the first frames of clips that have no start frame into a new folder, and checks again with it.
+
+        The user's own folders are not written to. Raises StudioError.
+        """
+        into = _new_folder(self.settings.output_dir.absolute() / "start_frames", opened.path.resolve().stem)
+        files = extract_start_frames(opened.report, into)
+        data = _with_start_frames(opened.project.run.data, into)
+        report = check_dataset(data, probes=self.probes)
+        project = replace(opened.project, run=replace(opened.project.run, data=data))
+        report = replace(report, issues=project.issues + report.issues)
+        return self._remember(replace(opened, project=project, report=report)), files
+
+    def _remember(self, opened: Opened) -> Opened:
+        self.latest = str(opened.path)
+        self.opened[self.latest] = opened
+        return opened
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model in use: that of the dataset opened last, else the app's own."""
+        return self.opened[self.latest].model if self.latest and not self.settings.is_space else self.settings.model
+
+    def loaded(self, model: ModelConfig) -> ModelBundle | None:
+        """The bundle, if it is in memory."""
+        return self._bundles.get(model)
+
+    def bundle(self, model: ModelConfig) -> ModelBundle:
+        """The loaded checkpoint; one is kept. Raises CheckpointError or DeviceError."""
+        with self._loading:
+            if model not in self._bundles:
+                loaded = load_bundle(model)
+                self._bundles.clear()
+                self._bundles[model] = loaded
+            return self._bundles[model]
+
+    def current_run(self) -> RunFolder | None:
+        """The run of this process while it lives, else the newest on disk."""
+        if self.is_training and self.job:
+            return self.job.folder
+        return next(iter(list_runs(self.settings.output_dir)), None)
+
+    @property
+    def is_training(self) -> bool:
+        """True while this process trains."""
+        return self.job is not None and self.job.is_alive
+
+    def train(self, config: RunConfig, report: DatasetReport) -> RunFolder:
+        """Starts a run. Raises DatasetError or JobAlreadyRunning."""
+        return self._start(TrainJob(config, lambda: self.bundle(config.model), report=report))
+
+    def resume(self, run: RunFolder) -> RunFolder:
+        """Takes a run up again, with its own configuration. Raises StudioError."""
+        config = run.config()
+        return self._start(TrainJob(config, lambda: self.bundle(config.model), resume=run))
+
+    def _start(self, job: TrainJob) -> RunFolder:
+        with self._starting:
+            folder = job.start()
+            self.job = job
+            return folder
+
+    def stop(self) -> None:
+        """Asks this process's run to stop after its step."""
+        if self.job:
+            self.job.stop()
+
+    def find_run(self, name: str) -> RunFolder:
+        """A run by its name. Raises ConfigError."""
+        for run in list_runs(self.settings.output_dir):
+            if run.name == name:
+                return run
+        raise ConfigError(f"There is no run {name}.", "Choose one of the list.")
+
+    def shown(self, file: Path, name: str | None = None) -> str:
+        """A copy of the file in the private folder, for the browser; made once for each state of the file."""
+        state = file.stat()
+        target = self.folder / f"{state.st_mtime_ns}-{state.st_size}" / (name or file.name)
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target)
+        return str(target)
+
+
+def _new_folder(above: Path, name: str) -> Path:
+    """A folder that was not there before."""
+    above.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = above / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _with_start_frames(data: DataConfig, folder: Path) -> DataConfig:
+    """The same datasets, whose clips also find start frames in `folder`."""
+    name = EXTRACTED
+    while name in data.by_id:
+        name = f"{name}_"
+    extra = DatasetConfig(id=name, kind="conditioning", directory=folder, caption_strategy=None)
+    datasets = tuple(
+        replace(d, conditioning_ids=(*(d.conditioning_ids or (d.id,)), name)) if d.kind == "video" and d.is_i2v else d
+        for d in data.datasets
+    )
+    return replace(data, datasets=(*datasets, extra))

@@ -1,0 +1,177 @@
+"""Figures of a run and of a dataset, the same in the app and in notebooks; no pyplot, no global state."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from studio.core.types import Bucket
+from studio.view.words import Words
+
+MAX_POINTS = 1000
+"""Drawn in a curve; longer ones keep the lowest and the highest of each stretch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Palette:
+    """Colours of a figure; `paper` None is transparent."""
+
+    ink: str
+    muted: str
+    line: str
+    accent: str
+    warn: str
+    paper: str | None = None
+
+
+LIGHT = Palette(ink="#1b1f24", muted="#5b6470", line="#e1e4e8", accent="#1f5fd0", warn="#9a5b00", paper="#ffffff")
+DARK = Palette(ink="#e8eaed", muted="#9aa3ad", line="#2c333b", accent="#7fb0ff", warn="#f0b454", paper="#14181d")
+PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204", warn="#010205")
+"""Stand-ins that `figure_svg` turns into the page's own colours, so that one figure fits light and dark."""
+
+
+def smooth(values: Sequence[float], span: float | None = None) -> np.ndarray:
+    """Exponential mean run forwards and then backwards, fp64 [N]: it does not lag, at the ends neither.
+
+    `span` is the reach in points; without one it grows with the curve. Both runs are corrected for their start.
+    """
+    curve = np.asarray(values, dtype=np.float64)
+    reach = span if span is not None else max(2.0, len(curve) / 16)
+    keep = math.exp(-1 / reach)
+    for _ in range(2):
+        total = weight = 0.0
+        out = np.empty_like(curve)
+        for index, value in enumerate(curve):
+            total, weight = keep * total + value, keep * weight + 1
+            out[index] = total / weight
+        curve = out[::-1]
+    return curve
+
+
+def draw_loss(
+    losses: Sequence[tuple[int, float]],
+    w: Words,
+    *,
+    num_steps: int | None = None,
+    log: bool = False,
+    palette: Palette = LIGHT,
+    size: tuple[float, float] = (7.2, 3.2),
+) -> Figure:
+    """The loss over the steps: each step faint, the smoothed curve strong. Losses that are not finite are left out."""
+    points = [(step, loss) for step, loss in losses if math.isfinite(loss) and (loss > 0 or not log)]
+    figure, axes = _new_figure(palette, size)
+    axes.set_xlabel(w("train.axis_step"), color=palette.muted)
+    axes.set_ylabel(w("train.axis_loss"), color=palette.muted)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    if log:
+        axes.set_yscale("log")
+    axes.set_xlim(0, max(num_steps or 0, points[-1][0] if points else 0, 1))
+    if points:
+        steps = np.array([step for step, _ in points])
+        values = np.array([loss for _, loss in points])
+        kept = _thin(values)
+        axes.plot(steps[kept], values[kept], color=palette.accent, alpha=0.3, linewidth=1, label=w("train.raw"))
+        even = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int))
+        axes.plot(steps[even], smooth(values)[even], color=palette.accent, linewidth=2.2, label=w("train.smooth"))
+        axes.plot(steps[-1], smooth(values)[-1], "o", color=palette.accent, markersize=5)
+        legend = axes.legend(frameon=False, loc="upper right", ncols=2, labelcolor=palette.muted, fontsize=9)
+        legend.set_zorder(5)
+        axes.margins(y=0.18)
+    if points and not log:
+        axes.set_ylim(bottom=0)
+    return figure
+
+
+def draw_buckets(
+    buckets: Mapping[Bucket, int], w: Words, *, batch_size: int = 1, palette: Palette = LIGHT, width: float = 7.2
+) -> Figure:
+    """A bar a bucket, from wide to tall; buckets with fewer clips than a batch are hatched and said so."""
+    figure, axes = _new_figure(palette, (width, 0.7 + 0.36 * max(1, len(buckets))))
+    counts = list(buckets.values())
+    places = np.arange(len(counts))
+    small = [count < batch_size for count in counts]
+    bars = axes.barh(places, counts, height=0.62, color=[palette.warn if s else palette.accent for s in small])
+    for bar, count, is_small in zip(bars, counts, small, strict=True):
+        text = f"{count}  {w('dataset.bucket_small')}" if is_small else f"{count}"
+        bar.set_hatch("///" if is_small else "")
+        axes.annotate(
+            text, (count, bar.get_y() + bar.get_height() / 2), xytext=(6, 0), textcoords="offset points",
+            va="center", color=palette.ink, fontsize=10,
+        )  # fmt: skip
+    labels = [w("dataset.bucket", width=b.width, height=b.height, frames=b.num_frames) for b in buckets]
+    axes.set_yticks(places, labels, color=palette.ink)
+    axes.set_ylim(len(counts) - 0.4, -0.6)
+    axes.set_xlim(0, max(counts, default=1) * 1.25)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.set_xlabel(w("dataset.bucket_axis"), color=palette.muted)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(True)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Writes the figure; the ending says the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=160)
+    return path
+
+
+def figure_png(figure: Figure) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def figure_svg(figure: Figure, title: str) -> str:
+    """The figure as an `<svg>` for a page: text stays text, and the colours of `PAGE` become the page's own."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for name in ("ink", "muted", "line", "accent", "warn"):
+        svg = svg.replace(getattr(PAGE, name), f"var(--studio-{name})")
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]+|font: ([\d.]+px) [^;\"]+", _page_font, svg)
+    size = re.compile(r'(<svg[^>]*?) width="[^"]*"|(<svg[^>]*?) height="[^"]*"')
+    svg = size.sub(r"\1\2", size.sub(r"\1\2", svg, count=1), count=1)
+    label = title.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    return svg.replace("<svg", f'<svg class="figure" role="img" aria-label="{label}"', 1)
+
+
+def _page_font(match: re.Match[str]) -> str:
+    return f"font-family: inherit; font-size: {match[1]}" if match[1] else "font-family: inherit"
+
+
+def _new_figure(palette: Palette, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    figure.set_facecolor(palette.paper or "none")
+    axes = figure.add_subplot()
+    axes.set_facecolor("none")
+    axes.grid(visible=True, color=palette.line, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=palette.muted, length=0, labelsize=10)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(palette.line)
+    return figure, axes
+
+
+def _thin(values: np.ndarray) -> np.ndarray:
+    """Indices of at most `MAX_POINTS` values, with the extremes of each stretch among them."""
+    if len(values) <= MAX_POINTS:
+        return np.arange(len(values))
+    stretches = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
+    kept = {int(s[f(values[s])]) for s in stretches for f in (np.argmin, np.argmax)}
+    return np.array(sorted(kept))

@@ -1,0 +1,78 @@
+"""What to say of a clip, and of a dataset: kind, icon and words, the same in every face."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from studio.core.types import DatasetReport, Issue, IssueCode, Pair, Severity
+from studio.view.words import Words
+
+Kind = Literal["ready", "note", "mend", "unreadable"]
+
+ICONS: dict[Kind, str] = {"ready": "✓", "note": "i", "mend": "!", "unreadable": "✕"}
+"""Beside the words, never instead of them."""
+
+_UNREADABLE = {IssueCode.CLIP_UNREADABLE, IssueCode.CLIP_DAMAGED, IssueCode.IMAGE_UNREADABLE}
+_RANK = [Severity.ERROR, Severity.WARNING, Severity.NOTICE]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What a check came to about one clip."""
+
+    kind: Kind
+    label: str
+    """`Ready`, or the gravest problem in a few words."""
+    issues: tuple[Issue, ...]
+    """Gravest first."""
+
+    @property
+    def icon(self) -> str:
+        """One character that says the kind without colour."""
+        return ICONS[self.kind]
+
+
+def by_gravity(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:
+    """Errors, then warnings, then notices."""
+    return tuple(sorted(issues, key=lambda issue: _RANK.index(issue.severity)))
+
+
+def kind_of(pair: Pair) -> Kind:
+    """The kind of a pair's verdict."""
+    if not pair.is_ready:
+        return "unreadable" if any(issue.code in _UNREADABLE for issue in pair.issues) else "mend"
+    return "note" if any(issue.severity is Severity.WARNING for issue in pair.issues) else "ready"
+
+
+def verdict_of(pair: Pair, w: Words) -> Verdict:
+    """The verdict on a pair."""
+    kind, issues = kind_of(pair), by_gravity(pair.issues)
+    label = w(f"verdict.{kind}") if pair.is_ready or not issues else w.verdict(issues[0])
+    return Verdict(kind=kind, label=label, issues=issues)
+
+
+def count_kinds(report: DatasetReport) -> Counter[Kind]:
+    """How many pairs there are of each kind."""
+    return Counter(kind_of(pair) for pair in report.pairs)
+
+
+def summary_parts(report: DatasetReport, w: Words) -> list[tuple[Kind, str]]:
+    """`12 ready`, `3 to mend`, `1 unreadable`, each with its kind; the first always, the others where there are any."""
+    counts = count_kinds(report)
+    parts: list[tuple[Kind, str]] = [("ready", w("dataset.ready", n=counts["ready"] + counts["note"]))]
+    if counts["mend"]:
+        parts.append(("mend", w("dataset.to_mend", n=counts["mend"])))
+    if counts["unreadable"]:
+        parts.append(("unreadable", w("dataset.unreadable", n=counts["unreadable"])))
+    return parts
+
+
+def lacking_start_frame(report: DatasetReport) -> tuple[Pair, ...]:
+    """Readable clips whose only missing part is the start frame's file."""
+    return tuple(
+        pair
+        for pair in report.pairs
+        if pair.clip and any(issue.code is IssueCode.START_FRAME_MISSING for issue in pair.issues)
+    )
