@@ -1,0 +1,49 @@
+"""What tests share: the tiny checkpoint, loaded once, and a small dataset of moving shapes."""
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+from studio.core.config import ModelConfig
+from studio.core.data.shapes import BASE_MOTIONS, EFFECT, draw_clips, random_scenes, to_uint8
+from studio.core.model.load import load_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle():
+    """The tiny checkpoint on the CPU; whoever puts an adapter on takes it off again."""
+    return load_bundle(ModelConfig(source="tiny", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def draw_shapes_dataset(tmp_path_factory):
+    """draw_shapes_dataset(num_clips, size, num_frames, motions): a folder of clips/, start_frames/ and captions."""
+
+    def draw(num_clips=4, size=64, num_frames=9, motions=(EFFECT,)):
+        folder = tmp_path_factory.mktemp("shapes")
+        scenes = random_scenes(
+            num_clips, height=size, width=size, generator=torch.Generator().manual_seed(0), motions=motions
+        )
+        (folder / "clips").mkdir()
+        (folder / "start_frames").mkdir()
+        videos = to_uint8(draw_clips(scenes, num_frames))
+        for index, (frames, caption) in enumerate(zip(videos, scenes.captions(), strict=True)):
+            clip = folder / "clips" / f"shape_{index}.mp4"
+            iio.imwrite(clip, frames, fps=15, codec="libx264", macro_block_size=2)
+            iio.imwrite(folder / "start_frames" / f"shape_{index}.png", frames[0])
+            clip.with_suffix(".txt").write_text(caption)
+        return folder
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shapes_dataset(draw_shapes_dataset):
+    """Four clips of 9 frames, 64x64, in which shapes hop. Not to be changed: copy it first."""
+    return draw_shapes_dataset()
+
+
+@pytest.fixture(scope="session")
+def known_shapes_dataset(draw_shapes_dataset):
+    """Two clips of 17 frames, 128x128: motions, size and length that the tiny checkpoint was trained on."""
+    return draw_shapes_dataset(num_clips=2, size=128, num_frames=17, motions=BASE_MOTIONS)
