@@ -63,7 +63,9 @@ def build_app(
             dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
                 train.plan, dataset.path, train.plan_outputs, **quiet
             )
-            train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet)
+            train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet).then(
+                sample.take_newest, None, sample.lora, **quiet
+            )
             restored.then(train.plan, dataset.path, train.plan_outputs, **quiet)
             restored.then(train.watch, train.watch_inputs, train.watch_outputs, **quiet)
     app.queue(max_size=32, default_concurrency_limit=2)

@@ -55,38 +55,40 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
             label=w("dataset.path"), placeholder=w("dataset.path_hint"), scale=6, max_lines=1,
             visible=not settings.is_space, elem_id="dataset-path",
         )  # fmt: skip
-        open_button = gr.Button(w("dataset.open"), scale=1, min_width=96, visible=not settings.is_space)
-        demo_button = gr.Button(w("dataset.demo"), scale=1, min_width=144, elem_id="use-demo")
-        broken_button = gr.Button(w("dataset.demo_broken"), scale=1, min_width=144)
+        open_button = gr.Button(w("dataset.open"), scale=0, min_width=96, visible=not settings.is_space)
+        demo_button = gr.Button(w("dataset.demo"), scale=0, min_width=152, elem_id="use-demo")
+        broken_button = gr.Button(w("dataset.demo_broken"), scale=0, min_width=176, elem_id="use-broken")
     message = gr.HTML(elem_id="dataset-message")
     lines = [w("dataset.empty_1"), w("dataset.empty_2"), w("dataset.empty_3")]
-    summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, w("dataset.empty_note")))
-    with gr.Column(visible=False) as body:
-        with gr.Row(elem_classes="main-row"):
-            with gr.Column(scale=3, min_width=320):
-                choices = [(w(f"dataset.filter_{name}"), name) for name in ("all", "mend", "ready")]
-                show = gr.Radio(choices, value="all", label=w("dataset.filter"), elem_classes="filter")
-                clips = gr.HTML(js_on_load=CHOOSE_ROW, elem_id="clips")
-                with gr.Row(visible=False, elem_classes="bar-row") as pager:
-                    earlier = gr.Button(w("dataset.earlier"), size="sm")
-                    where = gr.HTML()
-                    later = gr.Button(w("dataset.later"), size="sm")
-            with gr.Column(scale=2, min_width=320, elem_classes="side"):
-                player = gr.Video(label=w("dataset.player"), interactive=False, loop=True, autoplay=True, buttons=[])
-                detail = gr.HTML(markup.note(w("dataset.detail_hint")), elem_id="detail")
-                gr.HTML(f"<h3 class='heading'>{w('dataset.buckets')}</h3>")
-                buckets = gr.HTML(elem_id="buckets")
-                with gr.Accordion("", open=False) as other:
-                    issues = gr.HTML()
-        with gr.Row(elem_classes="action-row"):
+    with gr.Row(elem_classes="head-row"):
+        summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, w("dataset.empty_note")))
+        with gr.Column(scale=0, min_width=264):
+            train = gr.Button("", variant="primary", visible=False, elem_id="to-train")
             mend = gr.Button("", visible=False, elem_id="mend")
-            train = gr.Button("", variant="primary", elem_id="to-train", visible=not settings.is_space)
+    with gr.Column(visible=False) as body, gr.Row(elem_classes="main-row"):
+        with gr.Column(scale=3, min_width=320):
+            choices = [(w(f"dataset.filter_{name}"), name) for name in ("all", "mend", "ready")]
+            show = gr.Radio(choices, value="all", show_label=False, container=False, elem_classes="filter")
+            clips = gr.HTML(js_on_load=CHOOSE_ROW, elem_id="clips")
+            with gr.Row(visible=False, elem_classes="bar-row") as pager:
+                earlier = gr.Button(w("dataset.earlier"), size="sm")
+                where = gr.HTML()
+                later = gr.Button(w("dataset.later"), size="sm")
+        with gr.Column(scale=2, min_width=320, elem_classes="side"):
+            player = gr.Video(
+                label=w("dataset.player"), interactive=False, loop=True, autoplay=True, buttons=[], visible=False,
+                height=320, elem_id="clip-player",
+            )  # fmt: skip
+            detail = gr.HTML(markup.note(w("dataset.detail_hint")), elem_id="detail")
+            buckets = gr.HTML(elem_id="buckets")
+            with gr.Accordion("", open=False) as other:
+                issues = gr.HTML()
     view = [summary, body, clips, pager, where, buckets, other, issues, mend, train]
 
     def render(opened: Opened | None, filter_by: str = "all", at: int = 0, choice: int | None = None) -> list[Any]:
         if opened is None:
             return [gr.skip()] * len(view)
-        return _render(opened, filter_by, at, choice, w, can_mend=not settings.is_space)
+        return _render(opened, filter_by, at, choice, w, is_space=settings.is_space)
 
     def open_path(target: str, progress: gr.Progress) -> list[Any]:
         if not target.strip():
@@ -115,7 +117,9 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         if opened is None or not isinstance(index, int) or not 0 <= index < len(opened.report.pairs):
             return gr.skip(), gr.skip(), gr.skip()
         pair = opened.report.pairs[index]
-        return index, _preview(workshop, pair), markup.clip_detail(pair, w)
+        preview = _preview(workshop, pair)
+        player_shows = gr.update(value=preview, visible=preview is not None)
+        return index, player_shows, markup.clip_detail(pair, w)
 
     def take_start_frames(target: str | None, filter_by: str) -> list[Any]:
         opened = workshop.opened.get(target or "")
@@ -149,7 +153,7 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     return DatasetTab(path=path, train=train, reload=reload, outputs=[path, *view])
 
 
-def _render(opened: Opened, filter_by: str, at: int, choice: int | None, w: Words, *, can_mend: bool) -> list[Any]:
+def _render(opened: Opened, filter_by: str, at: int, choice: int | None, w: Words, *, is_space: bool) -> list[Any]:
     """Updates of every part that shows the dataset, in the order of `view`."""
     report = opened.report
     pairs = [(i, p) for i, p in enumerate(report.pairs) if _is_shown(p, filter_by)]
@@ -167,8 +171,8 @@ def _render(opened: Opened, filter_by: str, at: int, choice: int | None, w: Word
         markup.buckets(report, opened.project.run.data.train_batch_size, w) if report.by_bucket else "",
         gr.update(label=w("dataset.other", n=len(report.issues)), visible=bool(report.issues)),
         markup.issue_list(report.issues, w),
-        gr.update(value=w.count("dataset.mend", lacking), visible=bool(lacking) and can_mend),
-        gr.update(value=train, interactive=report.is_ok and ready > 0),
+        gr.update(value=w.count("dataset.mend", lacking), visible=bool(lacking) and not is_space),
+        gr.update(value=train, interactive=report.is_ok and ready > 0, visible=not is_space),
     ]
 
 

@@ -163,7 +163,8 @@ def _core_text(w: Words) -> str:
 def buckets(report: DatasetReport, batch_size: int, w: Words) -> str:
     """The bucket chart."""
     counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
-    return figure_svg(draw_buckets(counts, w, batch_size=batch_size, palette=PAGE), w("dataset.buckets"))
+    figure = draw_buckets(counts, w, batch_size=batch_size, palette=PAGE, width=5.0)
+    return f"<h3 class='heading'>{escape(w('dataset.buckets'))}</h3>{figure_svg(figure, w('dataset.buckets'))}"
 
 
 def loss_chart(snapshot: RunSnapshot, log: bool, w: Words) -> str:
@@ -181,13 +182,10 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 def run_status(name: str, snapshot: RunSnapshot, is_ours: bool, w: Words) -> str:
     """State, progress and, if it failed, why and what to do."""
     state = snapshot.state
-    done = snapshot.step / snapshot.num_steps if snapshot.num_steps else 0
-    if state is RunState.CACHING and snapshot.cache_total:
-        done = snapshot.cache_done / snapshot.cache_total
     parts = [
         f"<div class='run-status state-{state.value}' data-state='{state.value}' data-step='{snapshot.step}'>",
         f"<p class='run-state'><b>{escape(w(f'state.{state.value}'))}</b> <span>{escape(progress_line(snapshot, w))}"
-        f"</span></p>{bar(done)}<p class='note'>{escape(w('train.run'))} {escape(name)}</p>",
+        f"</span></p>{bar(_share(snapshot))}<p class='note'>{escape(w('train.run'))} {escape(name)}</p>",
     ]
     if snapshot.failure:
         parts.append(failure(StudioError(snapshot.failure.message, snapshot.failure.remedy), w))
@@ -202,11 +200,17 @@ def pulse(snapshot: RunSnapshot | None, w: Words) -> str:
     """A strip that every room shows while a run lives; nothing otherwise."""
     if snapshot is None or not snapshot.state.is_live:
         return ""
-    done = snapshot.step / snapshot.num_steps if snapshot.num_steps else 0
     return (
         f"<div class='pulse' role='status'><b>{escape(w(f'state.{snapshot.state.value}'))}</b> "
-        f"<span>{escape(progress_line(snapshot, w))}</span>{bar(done)}</div>"
+        f"<span>{escape(progress_line(snapshot, w))}</span>{bar(_share(snapshot))}</div>"
     )
+
+
+def _share(snapshot: RunSnapshot) -> float:
+    """How much is done, 0 to 1: of the clips while they are encoded, then of the steps."""
+    if snapshot.state is RunState.CACHING:
+        return snapshot.cache_done / max(1, snapshot.cache_total)
+    return snapshot.step / max(1, snapshot.num_steps)
 
 
 def bar(done: float) -> str:

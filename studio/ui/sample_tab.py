@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.core.data.check import check_project
 from studio.core.data.decode import read_image
 from studio.core.errors import StudioError
 from studio.core.events import DenoiseStep, SampleDone
@@ -32,6 +33,8 @@ class SampleTab:
 
     refresh: Callable[[], Any]
     """refresh() -> the LoRA list anew."""
+    take_newest: Callable[[], Any]
+    """take_newest() -> the list anew, with the newest LoRA chosen."""
     lora: gr.Dropdown
 
 
@@ -46,6 +49,11 @@ class _View:
 
 def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     """Lays the room out and connects it."""
+    with gr.Row(elem_classes="head-row"):
+        status = gr.HTML(markup.note(w("sample.head")), elem_id="sample-status")
+        with gr.Column(scale=0, min_width=264):
+            start = gr.Button(w("sample.render"), variant="primary", elem_id="render")
+            cancel = gr.Button(w("sample.cancel"), variant="stop", visible=False, elem_id="cancel")
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             frame = gr.Image(
@@ -63,7 +71,8 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
                     elem_id="lora-choice",
                 )  # fmt: skip
                 strength = gr.Slider(0, 2, 1, step=0.05, label=w("sample.strength"), scale=2, min_width=160)
-            upload = gr.File(label=w("sample.lora_upload"), file_types=[".safetensors"], height=96)
+            with gr.Accordion(w("sample.lora_upload"), open=False):
+                upload = gr.File(show_label=False, file_types=[".safetensors"], height=128, elem_id="lora-file")
             with gr.Accordion(w("sample.more"), open=False):
                 gr.HTML(markup.note(w("sample.default_hint")))
                 with gr.Row():
@@ -75,10 +84,8 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
                 with gr.Row():
                     guidance = gr.Number(None, label=w("sample.guidance"), info=w("sample.guidance_help"))
                     seed = gr.Number(0, label=w("sample.seed"), precision=0, minimum=0)
-            start = gr.Button(w("sample.render"), variant="primary", elem_id="render")
-            cancel = gr.Button(w("sample.cancel"), variant="stop", visible=False, elem_id="cancel")
         with gr.Column(scale=3, min_width=320):
-            status = gr.HTML(markup.empty_state(w("sample.empty")), elem_id="sample-status")
+            stage = gr.HTML(markup.empty_state(w("sample.empty")))
             with gr.Row(elem_id="players"):
                 players: dict[str, Any] = {
                     "interactive": False, "visible": False, "loop": True, "autoplay": True, "buttons": ["download"],
@@ -98,10 +105,10 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
             for view in render_views(workshop, gather(*values), stop.is_set, w):
                 yield *_show(view), *busy
         except StudioError as error:
-            yield markup.failure(error, w), gr.skip(), gr.skip(), gr.skip(), *busy
+            yield markup.failure(error, w), *[gr.skip()] * 4, *busy
         finally:
             workshop.renders.pop(request.session_hash or "", None)
-        yield *[gr.skip()] * 4, gr.update(visible=True), gr.update(visible=False)
+        yield *[gr.skip()] * 5, gr.update(visible=True), gr.update(visible=False)
 
     def stop_render(request: gr.Request) -> Any:
         if event := workshop.renders.get(request.session_hash or ""):
@@ -112,17 +119,21 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
         names = [] if workshop.settings.is_space else [name for name, _ in lora_choices(workshop)]
         return gr.update(choices=[(w("sample.lora_none"), NO_LORA), *((name, name) for name in names)])
 
+    def take_newest() -> Any:
+        choices = lora_choices(workshop)
+        return gr.update(choices=[(w("sample.lora_none"), NO_LORA), *((n, n) for n, _ in choices)], value=choices[0][0])
+
     quiet: dict[str, Any] = {"api_visibility": "private"}
     inputs = [frame, prompt, lora, upload, strength, frames, steps, height, width, guidance, seed]
     start.click(
-        render, inputs, [status, without, with_lora, both, start, cancel],
+        render, inputs, [status, without, with_lora, both, stage, start, cancel],
         concurrency_id="gpu", concurrency_limit=1, show_progress="hidden", **quiet,
     )  # fmt: skip
     cancel.click(stop_render, None, cancel, queue=False, **quiet)
     from_demo.click(lambda: _demo_frame(workshop), None, [frame, prompt], show_progress="hidden", **quiet)
     lora.focus(refresh, None, lora, show_progress="hidden", queue=False, **quiet)
     both.click(None, None, None, js=PLAY_BOTH)
-    return SampleTab(refresh=refresh, lora=lora)
+    return SampleTab(refresh=refresh, take_newest=take_newest, lora=lora)
 
 
 def _show(view: _View) -> tuple[Any, ...]:
@@ -132,6 +143,7 @@ def _show(view: _View) -> tuple[Any, ...]:
         gr.update(value=view.without, visible=view.without is not None),
         gr.update(value=view.with_lora, visible=view.with_lora is not None),
         gr.update(visible=is_pair),
+        "" if view.without else gr.skip(),
     )
 
 
@@ -172,8 +184,6 @@ def _lora_of_run(workshop: Workshop, name: str, w: Words) -> Path:
 
 def _demo_frame(workshop: Workshop) -> tuple[Any, Any]:
     """A start frame of the demo and its caption."""
-    from studio.core.data.check import check_project
-
     _, report = check_project(workshop.settings.demo, probes=workshop.probes)
     pair = next((pair for pair in reversed(report.pairs) if pair.start_frame), None)
     if pair is None or pair.start_frame is None:

@@ -41,29 +41,35 @@ class TrainTab:
 def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML, timer: gr.Timer) -> TrainTab:
     """Lays the room out and connects it; `timer` ticks while a run lives."""
     seen = gr.State(None)
+    with gr.Row(elem_classes="head-row"):
+        status = gr.HTML(markup.note(w("train.head")), elem_id="run-status")
+        with gr.Column(scale=0, min_width=264):
+            main = gr.Button(w("train.start"), variant="primary", interactive=False, elem_id="train")
+            again = gr.Button(w("train.again"), visible=False, elem_id="train-again")
+    message = gr.HTML(elem_id="train-message")
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             plan = gr.HTML(markup.empty_state(w("train.empty")), elem_id="plan")
             with gr.Group(visible=False) as settings:
-                steps = gr.Number(label=w("train.steps"), info=w("train.steps_help"), precision=0, minimum=1)
-                rate = gr.Number(label=w("train.learning_rate"), info=w("train.learning_rate_help"), minimum=0)
+                with gr.Row():
+                    steps = gr.Number(
+                        label=w("train.steps"), info=w("train.steps_help"), precision=0, minimum=1, elem_id="steps"
+                    )
+                    rate = gr.Number(label=w("train.learning_rate"), info=w("train.learning_rate_help"), minimum=0)
                 with gr.Row():
                     rank = gr.Number(label=w("train.rank"), info=w("train.rank_help"), precision=0, minimum=1)
                     batch = gr.Number(label=w("train.batch"), info=w("train.batch_help"), precision=0, minimum=1)
                 seed = gr.Number(label=w("train.seed"), info=w("train.seed_help"), precision=0, minimum=0)
-            message = gr.HTML(elem_id="train-message")
-            main = gr.Button(w("train.start"), variant="primary", interactive=False, elem_id="train")
-            again = gr.Button(w("train.again"), visible=False)
         with gr.Column(scale=3, min_width=320):
-            status = gr.HTML(markup.empty_state(w("train.no_run")), elem_id="run-status")
-            chart = gr.HTML(elem_id="loss")
-            log = gr.Checkbox(label=w("train.log"), visible=False, elem_classes="quiet")
+            chart = gr.HTML(markup.empty_state(w("train.no_run")), elem_id="loss")
+            log = gr.Checkbox(label=w("train.log"), visible=False, container=False, elem_classes="quiet")
             samples = gr.Gallery(
-                label=w("train.samples"), visible=False, columns=3, object_fit="contain", height="auto", buttons=[]
-            )
+                label=w("train.samples"), visible=False, columns=3, object_fit="contain", height="auto", buttons=[],
+                elem_id="run-samples",
+            )  # fmt: skip
             with gr.Row(visible=False, elem_classes="action-row") as result:
                 lora = gr.DownloadButton(w("train.lora"), elem_id="lora")
-                to_sample = gr.Button(w("train.to_sample"))
+                to_sample = gr.Button(w("train.to_sample"), elem_id="to-sample")
     fields = [steps, rate, rank, batch, seed]
     watched = [seen, pulse, timer, status, chart, log, samples, result, lora, main, again]
 
@@ -166,8 +172,7 @@ def _config(
 
 def _plan(workshop: Workshop, opened: Opened, steps: float, batch: float, rank: float, w: Words) -> str:
     """What a run with these settings will do."""
-    newest = workshop.current_run()
-    pace = newest.snapshot().seconds_per_step if newest and newest.config().model == opened.model else None
+    pace = workshop.pace(opened.model)
     estimate = w("train.time_estimate", time=w.duration(pace * steps)) if pace else w("train.time_unknown")
     passes = steps * batch / max(1, opened.num_ready)
     rows = [

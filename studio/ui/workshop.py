@@ -113,6 +113,14 @@ class Workshop:
             return self.job.folder
         return next(iter(list_runs(self.settings.output_dir)), None)
 
+    def pace(self, model: ModelConfig) -> float | None:
+        """Seconds that a step of the newest run with this model took, if that is known."""
+        run = self.current_run()
+        try:
+            return run.snapshot().seconds_per_step if run and run.config().model == model else None
+        except ConfigError:
+            return None
+
     @property
     def is_training(self) -> bool:
         """True while this process trains."""
