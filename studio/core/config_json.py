@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from studio.core.assets import TINY
 from studio.core.config import RunConfig
@@ -65,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 def _build(kind: Any, value: Any, where: str) -> Any:
     """`value`, as it came from JSON, as the annotated type `kind`. Raises ValueError or TypeError."""
-    if get_origin(kind) is UnionType:
+    if get_origin(kind) in (UnionType, Union):
         options = get_args(kind)
         if value is None and type(None) in options:
             return None
@@ -79,6 +79,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         kinds = [items[0]] * len(value) if Ellipsis in items else items
         return tuple(_build(k, v, where) for k, v in zip(kinds, value, strict=True))
     if isinstance(kind, type) and is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where or 'it'} is no object")
         hints = get_type_hints(kind)
         unknown = set(value) - {field.name for field in fields(kind)}
         if unknown:

@@ -41,15 +41,18 @@ def data_of():
 
 
 @pytest.fixture
-def config(shapes_dataset, data_of, tmp_path):
-    """Four steps without samples."""
+def config(shapes_dataset, data_of, tmp_path, tmp_path_factory):
+    """Four steps without samples; all runs of a session share their latents."""
+    cache = tmp_path_factory.getbasetemp() / "latents"
+    data = data_of(shapes_dataset, num_frames=5)
+    data = replace(data, datasets=tuple(replace(dataset, cache_dir=cache) for dataset in data.datasets))
     return RunConfig(
         model=ModelConfig(source="tiny", device="cpu", gradient_checkpointing=False),
-        data=data_of(shapes_dataset),
+        data=data,
         lora=LoraSettings(rank=4),
         optim=OptimConfig(max_train_steps=4, learning_rate=1e-3, checkpoint_step_interval=0),
         validation=ValidationConfig(
-            num_pairs=0, step_interval=0, resolution=(64, 64), num_frames=9, num_inference_steps=1
+            num_pairs=0, step_interval=0, resolution=(64, 64), num_frames=5, num_inference_steps=1
         ),
         output_dir=tmp_path / "runs",
         seed=7,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from studio.core.config import LoraSettings
+from studio.core.data.check import check_dataset
 from studio.core.data.encode import PairEncoder
 from studio.core.model.flow import shift_sigma
 from studio.core.model.lora import TRAINING, add_lora, remove_lora
@@ -112,8 +113,6 @@ def test_texts_are_padded_with_zeros_and_the_mask_says_where_they_end():
 @pytest.fixture
 def known_batch(tiny_bundle, known_shapes_dataset, data_of, tmp_path):
     """Clips that the tiny checkpoint knows, through files, caches and the collation of a real run."""
-    from studio.core.data.check import check_dataset
-
     data = data_of(known_shapes_dataset, size=128, num_frames=17)
     pairs = check_dataset(data).pairs
     encoder = PairEncoder(data, make_encoders(tiny_bundle), tmp_path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,10 +81,13 @@ def save_lora(
 ) -> Path:
     """Writes the `trainee` adapter for diffusers (`pytorch_lora_weights.safetensors`) and for peft
     (`adapter_model.safetensors`, `adapter_config.json`); returns the first. `notes` go into its metadata.
+
+    The scale alpha / rank is multiplied into B, and the files say alpha = rank: diffusers does not always read alpha.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = lora_state(dit)
-    config = _peft_config(settings).to_dict()
+    scale = settings.resolved_alpha / settings.rank
+    state = {n: t * scale if n.endswith("lora_B.weight") else t for n, t in lora_state(dit).items()}
+    config = _peft_config(replace(settings, alpha=None)).to_dict()
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     header = json.dumps({f"transformer.{k}": v for k, v in plain.items()}, default=str, sort_keys=True)
     file = folder / LORA_FILE
@@ -99,9 +104,7 @@ def save_lora(
     return file
 
 
-def read_lora(
-    dit: LongCatVideoTransformer3DModel, file: Path
-) -> tuple[dict[str, torch.Tensor], LoraSettings]:
+def read_lora(dit: LongCatVideoTransformer3DModel, file: Path) -> tuple[dict[str, torch.Tensor], LoraSettings]:
     """(weights by `<module>.lora_A.weight`, shape) of a LoRA file, checked against the model.
 
     Raises:
@@ -125,16 +128,17 @@ def read_lora(
 
 
 @contextmanager
-def lora_applied(
-    dit: LongCatVideoTransformer3DModel, file: Path | None, strength: float = 1.0
-) -> Iterator[None]:
+def lora_applied(dit: LongCatVideoTransformer3DModel, file: Path | None, strength: float = 1.0) -> Iterator[None]:
     """Inside, the model runs with the LoRA of `file` at `strength`, or bare when `file` is None.
 
     An adapter in training is set aside and put back. The base weights are never touched. Raises AdapterError.
     """
     if file is not None:
         state, settings = read_lora(dit, file)
-        dit.add_adapter(_peft_config(settings), SAMPLING)
+        with warnings.catch_warnings():
+            # A second adapter beside the one in training is what is wanted here.
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+            dit.add_adapter(_peft_config(settings), SAMPLING)
         own = get_peft_model_state_dict(dit, adapter_name=SAMPLING)
         for name, tensor in own.items():
             tensor.data.copy_(state[name])
@@ -144,10 +148,10 @@ def lora_applied(
     try:
         yield
     finally:
-        remove_lora(dit, SAMPLING)
         if TRAINING in adapter_names(dit):
             dit.enable_lora()
             dit.set_adapter(TRAINING)
+        remove_lora(dit, SAMPLING)
 
 
 def _peft_config(settings: LoraSettings) -> LoraConfig:
