@@ -62,7 +62,7 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     lines = [w("dataset.empty_1"), w("dataset.empty_2"), w("dataset.empty_3")]
     with gr.Row(elem_classes="head-row"):
         summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, w("dataset.empty_note")))
-        with gr.Column(scale=0, min_width=264):
+        with gr.Column(scale=0, min_width=304):
             train = gr.Button("", variant="primary", visible=False, elem_id="to-train")
             mend = gr.Button("", visible=False, elem_id="mend")
     with gr.Column(visible=False) as body, gr.Row(elem_classes="main-row"):

@@ -51,7 +51,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     """Lays the room out and connects it."""
     with gr.Row(elem_classes="head-row"):
         status = gr.HTML(markup.note(w("sample.head")), elem_id="sample-status")
-        with gr.Column(scale=0, min_width=264):
+        with gr.Column(scale=0, min_width=304):
             start = gr.Button(w("sample.render"), variant="primary", elem_id="render")
             cancel = gr.Button(w("sample.cancel"), variant="stop", visible=False, elem_id="cancel")
     with gr.Row(elem_classes="main-row"):

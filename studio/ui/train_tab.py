@@ -43,7 +43,7 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
     seen = gr.State(None)
     with gr.Row(elem_classes="head-row"):
         status = gr.HTML(markup.note(w("train.head")), elem_id="run-status")
-        with gr.Column(scale=0, min_width=264):
+        with gr.Column(scale=0, min_width=304):
             main = gr.Button(w("train.start"), variant="primary", interactive=False, elem_id="train")
             again = gr.Button(w("train.again"), visible=False, elem_id="train-again")
     message = gr.HTML(elem_id="train-message")

@@ -41,21 +41,29 @@ PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204",
 
 
 def smooth(values: Sequence[float], span: float | None = None) -> np.ndarray:
-    """Exponential mean run forwards and then backwards, fp64 [N]: it does not lag, at the ends neither.
+    """A smoothed curve that does not lag behind a trend, at its ends neither: fp64 [N].
 
-    `span` is the reach in points; without one it grows with the curve. Both runs are corrected for their start.
+    At each point a line is fitted under weights that fall off exponentially on both sides; the sums come from one
+    exponential mean that runs forwards and one that runs backwards. `span` is the reach in points; without one it
+    grows with the curve.
     """
     curve = np.asarray(values, dtype=np.float64)
-    reach = span if span is not None else max(2.0, len(curve) / 16)
-    keep = math.exp(-1 / reach)
-    for _ in range(2):
-        total = weight = 0.0
-        out = np.empty_like(curve)
-        for index, value in enumerate(curve):
-            total, weight = keep * total + value, keep * weight + 1
-            out[index] = total / weight
-        curve = out[::-1]
-    return curve
+    keep = math.exp(-1 / (span if span is not None else max(2.0, len(curve) / 16)))
+    place = np.arange(len(curve), dtype=np.float64)
+    terms = np.stack((np.ones_like(curve), place, place * place, curve, place * curve), axis=1)
+    weight, x, xx, y, xy = (_decaying_sum(terms, keep) + _decaying_sum(terms[::-1], keep)[::-1] - terms).T
+    spread = weight * xx - x * x
+    slope = np.divide(weight * xy - x * y, spread, out=np.zeros_like(curve), where=spread > 1e-9 * weight * weight)
+    return (y - slope * x) / weight + slope * place
+
+
+def _decaying_sum(terms: np.ndarray, keep: float) -> np.ndarray:
+    """Running sums [N, K] in which what lies one point back counts `keep` times as much."""
+    sums, total = np.empty_like(terms), np.zeros(terms.shape[1])
+    for index, row in enumerate(terms):
+        total = keep * total + row
+        sums[index] = total
+    return sums
 
 
 def draw_loss(

@@ -61,11 +61,11 @@ def count_kinds(report: DatasetReport) -> Counter[Kind]:
 def summary_parts(report: DatasetReport, w: Words) -> list[tuple[Kind, str]]:
     """`12 ready`, `3 to mend`, `1 unreadable`, each with its kind; the first always, the others where there are any."""
     counts = count_kinds(report)
-    parts: list[tuple[Kind, str]] = [("ready", w("dataset.ready", n=counts["ready"] + counts["note"]))]
+    parts: list[tuple[Kind, str]] = [("ready", w.count("dataset.ready", counts["ready"] + counts["note"]))]
     if counts["mend"]:
-        parts.append(("mend", w("dataset.to_mend", n=counts["mend"])))
+        parts.append(("mend", w.count("dataset.to_mend", counts["mend"])))
     if counts["unreadable"]:
-        parts.append(("unreadable", w("dataset.unreadable", n=counts["unreadable"])))
+        parts.append(("unreadable", w.count("dataset.unreadable", counts["unreadable"])))
     return parts
 
 

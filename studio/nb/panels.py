@@ -1,0 +1,151 @@
+"""Panels for notebooks: check, train and sample with the app's words and figures."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+import ipywidgets as widgets
+import numpy as np
+
+from studio.core.config import ModelConfig, RunConfig
+from studio.core.data.check import check_project
+from studio.core.data.decode import read_image
+from studio.core.errors import StudioError
+from studio.core.events import SampleDone
+from studio.core.model.load import ModelBundle, load_bundle
+from studio.core.runlog import RunFolder, RunSnapshot
+from studio.core.sample.sampler import SampleRequest, sample
+from studio.core.simpletuner import read_project
+from studio.core.train.job import TrainJob
+from studio.core.types import DatasetReport
+from studio.view.plots import draw_buckets, draw_loss, figure_png
+from studio.view.progress import progress_line
+from studio.view.sheets import dataset_sheet
+from studio.view.verdicts import ICONS, by_gravity, summary_parts
+from studio.view.words import Language, Words, words
+
+POLL_SECONDS = 1.0
+
+
+def check_panel(path: Path | str, *, language: Language = "en", max_pairs: int = 12) -> widgets.VBox:
+    """The check of a project or folder: counts, a sheet of clips with verdicts, what to mend, the buckets."""
+    w = words(language)
+    try:
+        project, report = check_project(Path(path))
+    except StudioError as error:
+        return widgets.VBox([_failure(error)])
+    counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
+    parts = [_summary(report, w), _picture(figure_png(dataset_sheet(report, w, max_pairs=max_pairs)))]
+    parts.append(widgets.HTML(_issues(report, w)))
+    if counts:
+        batch_size = project.run.data.train_batch_size
+        parts.append(_picture(figure_png(draw_buckets(counts, w, batch_size=batch_size))))
+    return widgets.VBox(parts)
+
+
+def train_panel(
+    project: Path | str | RunConfig,
+    *,
+    steps: int | None = None,
+    output_dir: Path | str = "runs",
+    language: Language = "en",
+    show: Callable[[widgets.VBox], object] | None = None,
+) -> RunFolder:
+    """Trains and draws the curve while it lasts; returns the run when it ends. Interrupting stops it after its step.
+
+    `show` puts the panel on the page (in a notebook, `display`). Raises StudioError.
+    """
+    w = words(language)
+    config = project if isinstance(project, RunConfig) else read_project(Path(project)).run
+    optim = replace(config.optim, max_train_steps=steps) if steps else config.optim
+    config = replace(config, optim=optim, output_dir=Path(output_dir))
+    job = TrainJob(config, lambda: load_bundle(config.model))
+    run = job.start()
+    status, chart = widgets.HTML(), widgets.Image(format="png")
+    if show is not None:
+        show(widgets.VBox([status, chart]))
+    try:
+        while job.is_alive:
+            _draw_run(run.snapshot(), status, chart, w)
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        job.stop()
+        job.join()
+    _draw_run(run.snapshot(), status, chart, w)
+    return run
+
+
+def sample_panel(
+    start_frame: np.ndarray | Path | str,
+    prompt: str,
+    *,
+    out: Path | str,
+    model: ModelBundle | ModelConfig,
+    lora: Path | None = None,
+    seed: int = 0,
+    language: Language = "en",
+    show: Callable[[widgets.VBox], object] | None = None,
+) -> ModelBundle:
+    """Renders without the LoRA and, when one is given, with it; both videos stand side by side.
+
+    The videos are `out`/without.mp4 and `out`/with.mp4. Returns the loaded model, for the next call. Raises
+    StudioError.
+    """
+    w = words(language)
+    bundle = model if isinstance(model, ModelBundle) else load_bundle(model)
+    picture = start_frame if isinstance(start_frame, np.ndarray) else read_image(Path(start_frame))
+    request = SampleRequest(prompt=prompt, start_frame=picture, seed=seed)
+    bar, players = widgets.IntProgress(value=0), widgets.HBox()
+    line = widgets.HTML()
+    if show is not None:
+        show(widgets.VBox([line, bar, players]))
+    passes = [("without", None), *([("with", lora)] if lora else [])]
+    for name, adapter in passes:
+        label = w(f"sample.{name}")
+        for event in sample(replace(request, lora=adapter), bundle, Path(out) / f"{name}.mp4"):
+            if isinstance(event, SampleDone):
+                players.children += (_player(event.path, label),)
+                reason = event.attention_reason.rstrip(".")
+                kind, seconds = w(f"chip.{event.attention}"), w.number(event.seconds, 1)
+                line.value = escape(w("sample.done", attention=kind, reason=reason, seconds=seconds))
+            else:
+                bar.max, bar.value = event.num_steps, event.step
+    return bundle
+
+
+def _draw_run(snapshot: RunSnapshot, status: widgets.HTML, chart: widgets.Image, w: Words) -> None:
+    state = f"<b>{escape(w(f'state.{snapshot.state.value}'))}</b> {escape(progress_line(snapshot, w))}"
+    failure = snapshot.failure
+    status.value = f"{state}<br>{escape(failure.message)} <b>{escape(failure.remedy)}</b>" if failure else state
+    chart.value = figure_png(draw_loss(snapshot.losses, w, num_steps=snapshot.num_steps))
+
+
+def _summary(report: DatasetReport, w: Words) -> widgets.HTML:
+    parts = " · ".join(f"{ICONS[kind]} {escape(text)}" for kind, text in summary_parts(report, w))
+    return widgets.HTML(f"<h3>{parts}</h3>")
+
+
+def _issues(report: DatasetReport, w: Words) -> str:
+    rows = "".join(
+        f"<li><b>{escape(w.verdict(issue))}</b> ({escape(w(f'severity.{issue.severity.value}'))}): "
+        f"{escape(issue.message)} <i>{escape(w.mend(issue))}</i></li>"
+        for issue in by_gravity(report.all_issues)
+    )
+    return f"<ul>{rows}</ul>" if rows else f"<p>{escape(w('dataset.no_issue'))}</p>"
+
+
+def _failure(error: StudioError) -> widgets.HTML:
+    return widgets.HTML(f"<p>{ICONS['unreadable']} {escape(error.message)} <b>{escape(error.remedy)}</b></p>")
+
+
+def _picture(png: bytes) -> widgets.Image:
+    return widgets.Image(value=png, format="png")
+
+
+def _player(path: Path, label: str) -> widgets.VBox:
+    video = widgets.Video.from_file(str(path), autoplay=True, loop=True, width=320)
+    return widgets.VBox([widgets.HTML(escape(label)), video])
