@@ -20,14 +20,16 @@ FLOORS = {
     "studio.view": 4,
     "studio.ui": 5,
     "studio.nb": 5,
-    "studio.cli": 5,
-    "studio.__main__": 6,
+    "studio.demo": 5,
+    "studio.cli": 6,
+    "studio.__main__": 7,
 }
 STRANGERS = [
     {"studio.core.model", "studio.core.data"},
     {"studio.ui", "studio.nb"},
     {"studio.ui", "studio.cli"},
     {"studio.nb", "studio.cli"},
+    {"studio.demo", "studio.ui", "studio.nb"},
 ]
 """Rooms of one floor that do not know each other."""
 

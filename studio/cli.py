@@ -1,0 +1,193 @@
+"""The command line: check, train, sample, demo, ui. Each command is one core call and the printing around it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from studio.core.errors import StudioError
+from studio.core.simpletuner import read_project
+from studio.view.terminal import SampleBar, TrainBar, print_report
+
+USER_ERROR = 1
+"""Exit code when something has to be mended first."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs one command; returns the exit code. Errors are one line and its remedy, never a traceback."""
+    options = _parser().parse_args(arguments or ["ui"])
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        return options.run(options)
+    except StudioError as error:
+        print(f"{error.message}\n{error.remedy}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m studio", description="LongCat Studio")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="check, train and render the demo on the tiny checkpoint")
+    demo.add_argument("--out", type=Path, help="new folder for the results (default: a new one under outputs)")
+    demo.set_defaults(run=_demo)
+
+    check = commands.add_parser("check", help="check a dataset; exit code 1 when something must be mended")
+    check.add_argument("path", type=Path, help="a folder, a multidatabackend.json or a config.json")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.set_defaults(run=_check)
+
+    train = commands.add_parser("train", help="train a LoRA")
+    train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
+    train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run")
+    train.set_defaults(run=_train)
+
+    sample = commands.add_parser("sample", help="animate a start frame")
+    sample.add_argument("--image", type=Path, required=True, help="the start frame")
+    sample.add_argument("--prompt", required=True)
+    sample.add_argument("--out", type=Path, required=True, help="the mp4 to write; must not exist yet")
+    sample.add_argument("--lora", type=Path, help="a .safetensors LoRA")
+    sample.add_argument("--lora-strength", type=float, default=1.0)
+    sample.add_argument("--model", default="tiny", help="tiny, final, a checkpoint folder or a hub id")
+    sample.add_argument("--negative-prompt", default="")
+    sample.add_argument("--size", help="HEIGHTxWIDTH in pixels")
+    sample.add_argument("--frames", type=int, help="4k+1")
+    sample.add_argument("--steps", type=int)
+    sample.add_argument("--guidance", type=float)
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--attention", choices=("auto", "dense", "sparse"), default="auto")
+    sample.set_defaults(run=_sample)
+
+    ui = commands.add_parser("ui", help="open the app in the browser (default)")
+    ui.add_argument("--project", type=Path, help="open this dataset")
+    ui.add_argument("--port", type=int, default=7860)
+    ui.add_argument("--no-browser", action="store_true")
+    ui.set_defaults(run=_ui)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from studio.demo import run_demo
+
+    _quiet_libraries()
+    return 0 if run_demo(options.out, should_stop=_interrupted()) else USER_ERROR
+
+
+def _check(options: argparse.Namespace) -> int:
+    from studio.core.data.check import check_project
+    from studio.core.data.report import report_to_json
+
+    _, report = check_project(options.path)
+    if options.json:
+        print(json.dumps(report_to_json(report), indent=2))
+    else:
+        print_report(report)
+    return 0 if report.is_ok else USER_ERROR
+
+
+def _train(options: argparse.Namespace) -> int:
+    from studio.core.data.check import check_project
+    from studio.core.model.load import load_bundle
+    from studio.core.runlog import RunState, list_runs
+    from studio.core.train.job import run_inline
+
+    _quiet_libraries()
+    project, report = check_project(options.config)
+    if not report.is_ok:
+        print_report(report)
+        return USER_ERROR
+    unfinished = [run for run in list_runs(project.run.output_dir) if run.state() is not RunState.FINISHED]
+    resume = unfinished[0] if options.resume and unfinished else None
+    config = resume.config() if resume else project.run
+    bar = TrainBar()
+    folder = run_inline(
+        config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(), report=report,
+        resume=resume,
+    )  # fmt: skip
+    print(f"The run is in {folder.path}")
+    return 0 if folder.state() in (RunState.FINISHED, RunState.STOPPED) else USER_ERROR
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from studio.core.config import ModelConfig
+    from studio.core.data.decode import read_image
+    from studio.core.errors import ConfigError
+    from studio.core.model.load import load_bundle
+    from studio.core.sample.sampler import SampleRequest, sample
+
+    _quiet_libraries()
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists already.", "Give another name; nothing is overwritten.")
+    height, width = _size(options.size)
+    request = SampleRequest(
+        prompt=options.prompt, negative_prompt=options.negative_prompt, start_frame=read_image(options.image),
+        height=height, width=width, num_frames=options.frames, num_inference_steps=options.steps,
+        guidance_scale=options.guidance, seed=options.seed, lora=options.lora, lora_strength=options.lora_strength,
+    )  # fmt: skip
+    bundle = load_bundle(ModelConfig(source=options.model, attention=options.attention))
+    bar = SampleBar()
+    for event in sample(request, bundle, options.out, should_stop=_interrupted()):
+        bar.show(event)
+    return 0 if options.out.exists() else USER_ERROR
+
+
+def _ui(options: argparse.Namespace) -> int:
+    try:
+        from studio.ui.app import launch
+        from studio.ui.settings import AppSettings
+    except ImportError as error:
+        raise StudioError(
+            f"The app needs the package {error.name}.", 'Install it: pip install "longcat-studio[ui]".'
+        ) from error
+    if options.project is not None:
+        read_project(options.project)
+    launch(AppSettings(project=options.project), port=options.port, open_browser=not options.no_browser)
+    return 0
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    """(height, width) of `480x832`."""
+    from studio.core.errors import ConfigError
+
+    if text is None:
+        return None, None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()):
+        raise ConfigError(f"The size {text} cannot be read.", "Write height x width, such as 480x832.")
+    return int(height), int(width)
+
+
+def _interrupted() -> partial[bool]:
+    """A question that Ctrl-C answers with yes: work stops after its current step, and saves. A second one quits."""
+    stop = threading.Event()
+
+    def ask_to_stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("\nStopping after this step; press Ctrl-C again to quit at once.", file=sys.stderr)
+        stop.set()
+
+    signal.signal(signal.SIGINT, ask_to_stop)
+    return stop.is_set
+
+
+def _quiet_libraries() -> None:
+    """Loading bars of the libraries would drown our own lines."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()

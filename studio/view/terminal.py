@@ -1,0 +1,115 @@
+"""What a terminal shows: the report of a check, and bars for training and sampling."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from studio.core.events import (
+    CacheProgress,
+    CheckpointSaved,
+    DenoiseStep,
+    RunFailed,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    SampleEvent,
+    SampleSaved,
+    StepDone,
+    TrainEvent,
+)
+from studio.core.types import DatasetReport, Issue, Severity
+from studio.view.verdicts import summary_parts, verdict_of
+from studio.view.words import words
+
+SIGNS = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTICE: "i"}
+
+
+def write(line: str = "") -> None:
+    """A line to standard output, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def print_report(report: DatasetReport) -> None:
+    """The verdict on every clip, then what belongs to no clip, then the sum."""
+    w = words("en")
+    width = max((len(pair.name) for pair in report.pairs), default=0)
+    for pair in report.pairs:
+        verdict = verdict_of(pair, w)
+        caption = pair.captions[0] if pair.captions else ""
+        write(f"{verdict.icon} {pair.name:<{width}}  {str(pair.bucket or '-'):<13}  {verdict.label:<20}  {caption}")
+        for issue in verdict.issues:
+            _print_issue(issue)
+    for issue in report.issues:
+        _print_issue(issue)
+    write(", ".join(text for _, text in summary_parts(report, w)))
+
+
+def _print_issue(issue: Issue) -> None:
+    write(f"    {SIGNS[issue.severity]} {issue.message} {issue.remedy}".rstrip())
+
+
+class TrainBar:
+    """Shows the events of a run as they come."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def show(self, event: TrainEvent) -> None:
+        """Prints the event, or moves the bar."""
+        match event:
+            case RunStarted():
+                write(
+                    f"{event.num_pairs} clips, {event.num_steps} steps on {event.device} in {event.dtype}; "
+                    f"{event.attention} attention ({event.attention_reason})"
+                )
+            case CacheProgress():
+                self._move("latents", event.done, event.total)
+            case StepDone():
+                self._move("training", event.step, event.num_steps, loss=f"{event.loss:.4f}")
+            case SampleSaved():
+                self._note(f"sample after step {event.step}: {event.path}")
+            case CheckpointSaved():
+                self._note(f"checkpoint after step {event.step}: {event.path}")
+            case RunFinished() | RunStopped():
+                self._close()
+                write(f"LoRA after step {event.step}: {event.lora}")
+            case RunFailed():
+                self._close()
+                write(f"Failed after step {event.step}: {event.message} {event.remedy}")
+
+    def _move(self, label: str, done: int, total: int, **figures: str) -> None:
+        if self._bar is None or self._bar.desc != f"{label}: ":
+            self._close()
+            self._bar = tqdm(total=total, desc=label, unit="step" if label == "training" else "clip", initial=done)
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _note(self, line: str) -> None:
+        tqdm.write(line) if self._bar is not None else write(line)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class SampleBar:
+    """Shows the events of a sample as they come."""
+
+    def __init__(self, label: str = "sampling") -> None:
+        self._label = label
+        self._bar: tqdm | None = None
+
+    def show(self, event: SampleEvent) -> None:
+        """Moves the bar, or says where the video is."""
+        if isinstance(event, DenoiseStep):
+            if self._bar is None:
+                self._bar = tqdm(total=event.num_steps, desc=self._label, unit="step")
+            self._bar.update(event.step - self._bar.n)
+            return
+        if self._bar is not None:
+            self._bar.close()
+        write(f"{event.path} in {event.seconds:.1f} s, {event.attention} attention ({event.attention_reason})")
