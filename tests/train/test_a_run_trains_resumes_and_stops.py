@@ -67,6 +67,26 @@ def test_a_resumed_run_is_equal_bit_for_bit_to_an_unbroken_one(config, run, with
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_an_interrupted_run_goes_on_from_its_last_checkpoint(config, run, with_optim, tiny_bundle):
+    config = with_optim(config, checkpoint_step_interval=2)
+    unbroken = run(config)
+    folders = set(config.output_dir.iterdir())
+
+    def pull_the_plug(event):
+        if isinstance(event, StepDone) and event.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, on_event=pull_the_plug)
+    (path,) = set(config.output_dir.iterdir()) - folders
+    broken = RunFolder(path)
+    assert broken.state() is RunState.INTERRUPTED
+    assert adapter_names(tiny_bundle.dit) == ()
+    run(config, resume=broken)
+    assert [event.step for _, event in broken.events() if isinstance(event, StepDone)] == [1, 2, 3, 3, 4]
+    assert losses(broken) == losses(unbroken)
+
+
 def test_a_sample_between_two_steps_changes_no_loss(config, tiny_bundle, report, tmp_path):
     def go(between):
         folder = RunFolder.create(config.output_dir, config)
