@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from studio.core.data.shapes import BASE_MOTIONS, COLORS, MOTIONS, SHAPES, draw_clips, random_scenes
+from studio.core.data.shapes import COLORS, MOTIONS, SHAPES, draw_clips, random_scenes
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
 from studio.core.model.flow import add_noise, shift_sigma, velocity_target
 
@@ -47,13 +47,13 @@ DIT = {
     "adaln_tembed_dim": 128, "text_tokens_zero_pad": True, "bsa_params": PUBLISHED_BSA,
 }  # fmt: skip
 
-VAE_STEPS, VAE_RATE = 9000, 1.2e-3
-DIT_STEPS, DIT_RATE, DIT_BATCH = 9000, 1e-3, 256
+VAE_STEPS, VAE_RATE = 5058, 1.2e-3
+DIT_STEPS, DIT_RATE, DIT_BATCH = 12_600, 1e-3, 256
 POOL = (40960, 6144, 6144)
 """Latents cached for each of `SIZES`."""
 
 
-# ---- the VAE over whole clips -----------------------------------------------------------------------------------
+# ---- the VAE over whole clips
 
 
 def resample_whole_clip(self: WanResample, x: torch.Tensor, *_: object) -> torch.Tensor:
@@ -91,7 +91,7 @@ def decode_whole(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     return vae.decoder(vae.post_quant_conv(latents))
 
 
-# ---- data ---------------------------------------------------------------------------------------------------------
+# ---- data
 
 
 def draw(step: int, count: int, frames: int, size: tuple[int, int], device: str) -> torch.Tensor:
@@ -111,9 +111,7 @@ def draw_leaves(step: int, count: int, frames: int, size: int, device: str) -> t
     t = torch.linspace(0, 1, frames, device=device)[:, None, None]
     axis = torch.linspace(0, 1, size, device=device)
     y, x = axis[:, None] + pan[:, 0] * t, axis[None, :] + pan[:, 1] * t
-    video = torch.rand(count, 3, 1, 1, 1, generator=generator, device=device).expand(
-        -1, -1, frames, size, size
-    )
+    video = torch.rand(count, 3, 1, 1, 1, generator=generator, device=device).expand(-1, -1, frames, size, size)
     for leaf in range(leaves):
         cx, cy, r = (rand[:, leaf, i, None, None, None] for i in range(3))
         distance = ((x - cx * 1.2 + 0.1) ** 2 + (y - cy * 1.2 + 0.1) ** 2).sqrt() - (0.03 + 0.3 * r**3)
@@ -122,7 +120,7 @@ def draw_leaves(step: int, count: int, frames: int, size: int, device: str) -> t
     return video * 2 - 1
 
 
-# ---- stages ---------------------------------------------------------------------------------------------------------
+# ---- stages
 
 
 def warmup_cosine(step: int, steps: int, warmup: int = 200) -> float:
@@ -229,9 +227,7 @@ def train_vae(vae: AutoencoderKLWan, work: Path, deadline: float, steps: int, de
 
 
 @torch.no_grad()
-def cache_latents(
-    vae: AutoencoderKLWan, work: Path, device: str
-) -> tuple[list[torch.Tensor], list[list[str]]]:
+def cache_latents(vae: AutoencoderKLWan, work: Path, device: str) -> tuple[list[torch.Tensor], list[list[str]]]:
     """(latents bf16 [N, 16, T, H, W] not yet normalised, captions) for each of `SIZES`; kept in the work folder."""
     path = work / "pool.safetensors"
     pools, captions = [], []
@@ -249,9 +245,7 @@ def cache_latents(
                     **{n: getattr(scenes, n)[rows] for n in scenes.__slots__ if n not in ("height", "width")},
                     height=height, width=width,
                 )  # fmt: skip
-                encoded.append(
-                    encode_moments(vae, draw_clips(part.to(device), NUM_FRAMES) * 2 - 1)[0].bfloat16()
-                )
+                encoded.append(encode_moments(vae, draw_clips(part.to(device), NUM_FRAMES) * 2 - 1)[0].bfloat16())
         pools.append(torch.cat(encoded).contiguous())
     if path.exists():
         kept = load_file(path, device=device)
@@ -349,7 +343,7 @@ def train_dit(
     return done
 
 
-# ---- export -----------------------------------------------------------------------------------------------------------
+# ---- export
 
 
 def export(
@@ -377,9 +371,7 @@ def export(
     (out / "model_index.json").write_text(json.dumps({**name, "sampling": defaults}, indent=2) + "\n")
 
 
-def stages(
-    work: Path, deadline: float, vae_steps: int, dit_steps: int, out: Path, device: str
-) -> Iterator[str]:
+def stages(work: Path, deadline: float, vae_steps: int, dit_steps: int, out: Path, device: str) -> Iterator[str]:
     """Runs what is left to do; yields a line after each stage."""
     torch.manual_seed(SEED)
     torch.set_float32_matmul_precision("high")
@@ -395,11 +387,7 @@ def stages(
     initialise(dit)
     is_done = train_dit(dit, text_encoder, tokenizer, vae, work, deadline, dit_steps, device)
     export(out, dit, text_encoder, tokenizer, vae)
-    yield (
-        "the transformer is trained"
-        if is_done
-        else "the transformer has steps left: run the same command again"
-    )
+    yield ("the transformer is trained" if is_done else "the transformer has steps left: run the same command again")
 
 
 def initialise(dit: LongCatVideoTransformer3DModel) -> None:
@@ -416,9 +404,7 @@ def initialise(dit: LongCatVideoTransformer3DModel) -> None:
 
 def main() -> None:
     """Reads the command line and runs the stages."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stretches")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time, to go on later")

@@ -171,7 +171,7 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return int(height), int(width)
 
 
-def _interrupted() -> partial[bool]:
+def _interrupted() -> Callable[[], bool]:
     """A question that Ctrl-C answers with yes: work stops after its current step, and saves. A second one quits."""
     stop = threading.Event()
 
