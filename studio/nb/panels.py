@@ -86,6 +86,7 @@ def sample_panel(
     out: Path | str,
     model: ModelBundle | ModelConfig,
     lora: Path | None = None,
+    steps: int | None = None,
     seed: int = 0,
     language: Language = "en",
     show: Callable[[widgets.VBox], object] | None = None,
@@ -98,7 +99,7 @@ def sample_panel(
     w = words(language)
     bundle = model if isinstance(model, ModelBundle) else load_bundle(model)
     picture = start_frame if isinstance(start_frame, np.ndarray) else read_image(Path(start_frame))
-    request = SampleRequest(prompt=prompt, start_frame=picture, seed=seed)
+    request = SampleRequest(prompt=prompt, start_frame=picture, num_inference_steps=steps, seed=seed)
     bar, players = widgets.IntProgress(value=0), widgets.HBox()
     line = widgets.HTML()
     if show is not None:

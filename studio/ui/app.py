@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import threading
 import webbrowser
 from typing import Any
@@ -24,6 +25,7 @@ from studio.ui.settings import AppSettings
 from studio.ui.theme import CSS, HEAD, studio_theme
 from studio.ui.train_tab import POLL_SECONDS, build_train_tab
 from studio.ui.workshop import Workshop
+from studio.view.terminal import write
 from studio.view.words import LANGUAGES, Language, Words, words
 
 MAX_UPLOAD, MAX_UPLOAD_SPACE = "200mb", "20mb"
@@ -109,16 +111,32 @@ def launch(
     auth: tuple[str, str] | None = None,
     open_browser: bool = False,
 ) -> None:
-    """Serves the app until it is interrupted. Raises ConfigError for an open host without a password."""
+    """Serves the app until it is interrupted.
+
+    Raises ConfigError: a host that others reach without a password, or a port in use.
+    """
     settings = settings or AppSettings()
     if not _is_loopback(host) and auth is None and not settings.is_space:
         raise ConfigError(
             f"The host {host} can be reached by others, and no password is set.", "Use 127.0.0.1, or set a password."
         )
+    _check_port(host, port)
     server = serve(settings, hosts=LOCAL_HOSTS | {host} if _is_loopback(host) else frozenset(), auth=auth)
     if open_browser:
         threading.Timer(1.5, webbrowser.open, (f"http://{host}:{port}/",)).start()
+    write(words(settings.language)("app.serving", address=f"http://{host}:{port}/"))
     uvicorn.run(server, host=host, port=port, log_level="warning")
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"The app cannot use port {port} of {host}: {error.strerror}.", "Give another --port."
+            ) from error
 
 
 class OwnSiteOnly:

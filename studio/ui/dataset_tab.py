@@ -94,8 +94,12 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         if not target.strip():
             missing = StudioError(w("dataset.path_missing"), w("dataset.path_missing_remedy"))
             return [markup.failure(missing, w), gr.skip(), None, 0, *render(None)]
+
+        def tell(done: int, total: int) -> None:
+            progress((done, total), w("dataset.opening", done=done, total=total))
+
         try:
-            opened = workshop.open(target, lambda done, total: progress((done, total), w("tab.dataset")))
+            opened = workshop.open(target, tell)
         except StudioError as error:
             return [markup.failure(error, w), gr.skip(), None, 0, *render(None)]
         return ["", str(opened.path), None, 0, *render(opened)]

@@ -10,11 +10,13 @@ from typing import Any
 
 import gradio as gr
 
-from studio.core.data.check import check_project
 from studio.core.data.decode import read_image
+from studio.core.data.pair import pair_files
+from studio.core.data.scan import scan_folder
 from studio.core.errors import StudioError
 from studio.core.events import DenoiseStep, SampleDone
 from studio.core.sample.sampler import SampleRequest, resolve_settings, sample
+from studio.core.simpletuner import read_project
 from studio.ui import markup
 from studio.ui.train_tab import lora_choices
 from studio.ui.workshop import Workshop
@@ -49,6 +51,7 @@ class _View:
 
 def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     """Lays the room out and connects it."""
+    following = gr.State(0)
     with gr.Row(elem_classes="head-row"):
         status = gr.HTML(markup.note(w("sample.head")), elem_id="sample-status")
         with gr.Column(scale=0, min_width=304):
@@ -130,7 +133,13 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
         concurrency_id="gpu", concurrency_limit=1, show_progress="hidden", **quiet,
     )  # fmt: skip
     cancel.click(stop_render, None, cancel, queue=False, **quiet)
-    from_demo.click(lambda: _demo_frame(workshop), None, [frame, prompt], show_progress="hidden", **quiet)
+    from_demo.click(
+        lambda number: _demo_frame(workshop, number),
+        following,
+        [frame, prompt, following],
+        show_progress="hidden",
+        **quiet,
+    )
     lora.focus(refresh, None, lora, show_progress="hidden", queue=False, **quiet)
     both.click(None, None, None, js=PLAY_BOTH)
     return SampleTab(refresh=refresh, take_newest=take_newest, lora=lora)
@@ -182,13 +191,18 @@ def _lora_of_run(workshop: Workshop, name: str, w: Words) -> Path:
     return lora
 
 
-def _demo_frame(workshop: Workshop) -> tuple[Any, Any]:
-    """A start frame of the demo and its caption."""
-    _, report = check_project(workshop.settings.demo, probes=workshop.probes)
-    pair = next((pair for pair in reversed(report.pairs) if pair.start_frame), None)
+def _demo_frame(workshop: Workshop, number: int) -> tuple[Any, Any, int]:
+    """A start frame of the demo's validation clips, its caption, and the number of the next one."""
+    run = read_project(workshop.settings.demo).run
+    data = run.data
+    clips = data.by_id.get(run.validation.eval_dataset_id or "") or next(d for d in data.datasets if d.kind == "video")
+    folders = {name: scan_folder(data.by_id[name].directory) for name in clips.conditioning_ids}
+    scan = scan_folder(clips.directory)
+    pairs = [pair for pair in pair_files(clips, scan, folders or {clips.id: scan}) if pair.start_frame]
+    pair = pairs[number % len(pairs)] if pairs else None
     if pair is None or pair.start_frame is None:
-        return gr.skip(), gr.skip()
-    return read_image(pair.start_frame.path), pair.captions[0] if pair.captions else gr.skip()
+        return gr.skip(), gr.skip(), 0
+    return read_image(pair.start_frame), pair.captions[0] if pair.captions else gr.skip(), number + 1
 
 
 def render_views(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gradio as gr
+from gradio import themes
 
 CSS = Path(__file__).with_name("style.css")
 
@@ -32,22 +32,22 @@ _SANS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-
 _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
 
-def studio_theme() -> gr.themes.Base:
+def studio_theme() -> themes.Base:
     """The theme; colours of our own parts are in style.css."""
-    cobalt = gr.themes.Color(
+    cobalt = themes.Color(
         name="cobalt",
         c50="#eef4ff", c100="#dce8ff", c200="#bcd2ff", c300="#9bbcff", c400="#7fb0ff", c500="#3f7ce8",
         c600="#1f5fd0", c700="#184caa", c800="#153e88", c900="#12326b", c950="#0c214a",
     )  # fmt: skip
-    slate = gr.themes.Color(
+    slate = themes.Color(
         name="slate",
         c50="#f7f8f9", c100="#eff1f3", c200="#e1e4e8", c300="#c9ced5", c400="#9aa3ad", c500="#6b7480",
         c600="#5b6470", c700="#3c444d", c800="#2c333b", c900="#1b2127", c950="#14181d",
     )  # fmt: skip
-    theme = gr.themes.Base(
+    theme = themes.Base(
         primary_hue=cobalt, secondary_hue=cobalt, neutral_hue=slate, font=_SANS, font_mono=_MONO,
-        spacing_size=gr.themes.sizes.spacing_md, radius_size=gr.themes.sizes.radius_md,
-        text_size=gr.themes.sizes.text_md,
+        spacing_size=themes.sizes.spacing_md, radius_size=themes.sizes.radius_md,
+        text_size=themes.sizes.text_md,
     )  # fmt: skip
     return theme.set(
         body_background_fill="*neutral_50",

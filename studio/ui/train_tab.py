@@ -81,7 +81,7 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
         values = [planned_steps(run, opened), run.optim.learning_rate, run.lora.rank]
         values += [run.data.train_batch_size, run.seed]
         can_start = opened.report.is_ok and opened.num_ready > 0
-        return [_plan(workshop, opened, *values[:4:3], values[2], w), gr.update(visible=True), *values,
+        return [_plan(workshop, opened, values[0], values[3], values[2], w), gr.update(visible=True), *values,
                 gr.skip() if workshop.is_training else gr.update(interactive=can_start)]  # fmt: skip
 
     def update_plan(target: str | None, *values: Any) -> Any:

@@ -40,7 +40,7 @@ PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204",
 """Stand-ins that `figure_svg` turns into the page's own colours, so that one figure fits light and dark."""
 
 
-def smooth(values: Sequence[float], span: float | None = None) -> np.ndarray:
+def smooth(values: Sequence[float] | np.ndarray, span: float | None = None) -> np.ndarray:
     """A smoothed curve that does not lag behind a trend, at its ends neither: fp64 [N].
 
     At each point a line is fitted under weights that fall off exponentially on both sides; the sums come from one

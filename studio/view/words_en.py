@@ -10,6 +10,7 @@ TEXTS = {
     "duration.h": "{h} h {m} min",
     # header
     "app.name": "LongCat Studio",
+    "app.serving": "The app is at {address} (Ctrl-C ends it).",
     "app.tagline": "Teach a video model new motion from your own clips.",
     "chip.model": "Model",
     "chip.device": "Device",

@@ -10,6 +10,7 @@ TEXTS = {
     "duration.h": "{h} h {m} min",
     # header
     "app.name": "LongCat Studio",
+    "app.serving": "La aplicación está en {address} (Ctrl-C la termina).",
     "app.tagline": "Enseña movimientos nuevos a un modelo de vídeo con tus propios clips.",
     "chip.model": "Modelo",
     "chip.device": "Dispositivo",

@@ -98,7 +98,7 @@ def test_from_a_dataset_through_a_run_to_a_video(visit):
 def test_a_faulty_dataset_says_what_to_mend_and_runs_nothing_of_it(visit):
     page = visit("es/")
     page.click("#use-broken")
-    page.wait_for_selector(".clip")
+    page.wait_for_selector(".summary .kind-unreadable")
     summary = page.inner_text(".summary")
     assert "1 listo" in summary
     assert "2 por corregir" in summary
@@ -108,6 +108,7 @@ def test_a_faulty_dataset_says_what_to_mend_and_runs_nothing_of_it(visit):
     assert page.is_disabled("#to-train")
     page.click("#mend")
     page.wait_for_selector("#dataset-message .note")
+    page.wait_for_selector("#mend", state="hidden")
     assert "1 por corregir" in page.inner_text(".summary")
 
 
