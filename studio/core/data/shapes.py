@@ -179,6 +179,9 @@ def _coverage(scenes: Scenes, center: torch.Tensor, radius: torch.Tensor) -> tor
 MIN_AREA = 12
 """Pixels; with fewer the shape is gone."""
 
+SCALE_WEIGHT = TRAVEL / 0.7
+"""Makes `grows` end as far from `stays still` as a move does."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Track:
@@ -196,7 +199,8 @@ class Track:
         """True when `motion` is the nearest of all motions and the path stays within `tolerance` of it (RMS)."""
         if self.path.isnan().any():
             return False
-        distance = (motion_paths(len(self.path)) - self.path).square().sum(-1).mean(-1).sqrt()
+        weight = torch.tensor([1.0, 1.0, SCALE_WEIGHT])
+        distance = ((motion_paths(len(self.path)) - self.path) * weight).square().sum(-1).mean(-1).sqrt()
         index = MOTIONS.index(motion)
         return bool(distance.argmin() == index and distance[index] < tolerance)
 
@@ -213,7 +217,7 @@ def track(frames: np.ndarray, background: np.ndarray) -> Track:
     """Follows the shape through uint8 [T, H, W, 3] `frames`, given the uint8 [H, W, 3] scene without it.
 
     In each frame the colour is the named one nearest to the median of the pixels that differ from the background by
-    more than 0.25 in some channel; the shape is where a pixel lies nearer to that colour than to the background.
+    more than 0.15 in some channel; the shape is where a pixel lies nearer to that colour than to the background.
     """
     video = torch.from_numpy(frames.astype(np.float32) / 255)
     plate = torch.from_numpy(background.astype(np.float32) / 255)
@@ -223,7 +227,7 @@ def track(frames: np.ndarray, background: np.ndarray) -> Track:
     y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
     rows, colors, overlaps = [], [], []
     for frame in video:
-        differs = (frame - plate).abs().amax(-1) > 0.25
+        differs = (frame - plate).abs().amax(-1) > 0.15
         if differs.sum() < MIN_AREA:
             rows.append([math.nan] * 3)
             colors.append("")

@@ -1,0 +1,133 @@
+"""Golden tensors: see golden/README.md."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.flow import set_schedule
+from studio.core.model.text import TextCondition
+from studio.core.sample.denoise import denoise
+
+GOLDEN = Path(__file__).parent / "golden" / "dit_i2v.safetensors"
+TENSORS = load_file(GOLDEN)
+
+
+def model(*, zero_pad):
+    with safe_open(GOLDEN, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+    built = LongCatVideoTransformer3DModel(**config, text_tokens_zero_pad=zero_pad)
+    built.load_state_dict({k.removeprefix("weights."): v for k, v in TENSORS.items() if k.startswith("weights.")})
+    return built.eval().requires_grad_(False)
+
+
+def relative_error(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(
+    ("name", "zero_pad", "timestep", "has_mask", "num_cond"),
+    [
+        ("out.t2v", False, "in.timestep", True, 0),
+        ("out.t2v_no_mask", False, "in.timestep", False, 0),
+        ("out.t2v_zero_pad", True, "in.timestep", True, 0),
+        ("out.i2v", False, "in.timestep_i2v", True, 1),
+        ("out.i2v_zero_pad", True, "in.timestep_i2v", True, 1),
+        ("out.vc2", False, "in.timestep_vc2", True, 2),
+    ],
+)
+def test_the_output_is_the_published_one(name, zero_pad, timestep, has_mask, num_cond):
+    mask = TENSORS["in.prompt_mask"] if has_mask else None
+    found = model(zero_pad=zero_pad)(
+        TENSORS["in.latents"], TENSORS[timestep], TENSORS["in.prompt_embeds"], mask, num_cond_latents=num_cond
+    )
+    assert relative_error(found, TENSORS[name]) < 1e-5
+
+
+def test_the_stream_of_clean_latents_can_be_computed_once():
+    dit = model(zero_pad=False)
+    latents, timestep = TENSORS["in.latents"], TENSORS["in.timestep_vc2"]
+    text = TENSORS["in.prompt_embeds"], TENSORS["in.prompt_mask"]
+    joint = dit(latents, timestep, *text, num_cond_latents=2)
+    held, cache = dit(latents[:, :, :2], torch.zeros(2), None, return_kv=True)
+    noise = dit(latents[:, :, 2:], timestep[:, 2:], *text, kv_cache=cache)
+    assert relative_error(noise, TENSORS["out.vc2_cached"]) < 1e-5
+    assert relative_error(torch.cat((held, noise), dim=2), joint) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "num_steps", "guidance", "is_distilled"),
+    [("cfg4_8", 8, 4.0, False), ("nocfg_6", 6, 1.0, False), ("distill_4", 4, 1.0, True)],
+)
+def test_the_whole_loop_ends_where_the_published_one_does(name, num_steps, guidance, is_distilled):
+    held = TENSORS["sample.cond_latent"]
+    *_, found = denoise(
+        model(zero_pad=False),
+        FlowMatchEulerDiscreteScheduler(shift=12.0),
+        noise=TENSORS["sample.noise"],
+        held=held,
+        prompt=TextCondition(embeds=TENSORS["sample.prompt_embeds"], mask=TENSORS["sample.prompt_mask"]),
+        negative=TextCondition(embeds=TENSORS["sample.negative_embeds"], mask=TENSORS["sample.negative_mask"]),
+        num_steps=num_steps,
+        guidance_scale=guidance,
+        distilled=is_distilled,
+    )
+    assert relative_error(found, TENSORS[f"sample.{name}.latents"]) < 1e-4
+    assert torch.equal(found[:, :, :1], held), "the first latent must stay bit for bit"
+
+
+def test_a_batch_is_guided_sample_by_sample():
+    def run(rows):
+        *_, latents = denoise(
+            model(zero_pad=True),
+            FlowMatchEulerDiscreteScheduler(shift=12.0),
+            noise=noise[rows],
+            held=held[rows],
+            prompt=TextCondition(embeds=TENSORS["in.prompt_embeds"][rows], mask=TENSORS["in.prompt_mask"][rows]),
+            negative=TextCondition(
+                embeds=TENSORS["in.prompt_embeds"].flip(0)[rows], mask=TENSORS["in.prompt_mask"].flip(0)[rows]
+            ),
+            num_steps=3,
+            guidance_scale=4.0,
+        )
+        return latents
+
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, 16, 5, 8, 12, generator=generator)
+    held = torch.randn(2, 16, 1, 8, 12, generator=generator)
+    both = run([0, 1])
+    for row in (0, 1):
+        assert relative_error(both[row : row + 1], run([row])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "num_steps", "is_distilled"), [("steps40", 40, False), ("steps50", 50, False), ("distill16", 16, True)]
+)
+def test_the_noise_levels_are_the_published_ones(name, num_steps, is_distilled):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=12.0)
+    set_schedule(scheduler, num_steps, distilled=is_distilled)
+    torch.testing.assert_close(scheduler.sigmas, TENSORS[f"schedule.{name}.sigmas"], rtol=1e-6, atol=1e-7)
+
+
+def test_the_full_configuration_has_the_published_number_of_parameters_and_tensors():
+    with torch.device("meta"):
+        full = LongCatVideoTransformer3DModel(text_tokens_zero_pad=True)
+    assert sum(p.numel() for p in full.parameters()) == 13_581_071_424
+    assert len(full.state_dict()) == 1022
+
+
+def test_sparse_attention_that_skips_nothing_is_dense_attention():
+    from studio.core.model.attention import choose_attention
+
+    dit = model(zero_pad=True)
+    arguments = (TENSORS["in.latents"], TENSORS["in.timestep_i2v"], TENSORS["in.prompt_embeds"], TENSORS["in.prompt_mask"])
+    dense = dit(*arguments, num_cond_latents=1)
+    dit.set_attention(choose_attention("sparse", block=(4, 4, 4), sparsity=0.0))
+    assert relative_error(dit(*arguments, num_cond_latents=1), dense) < 1e-5
+    dit.set_attention(choose_attention("sparse", block=(4, 4, 4), sparsity=0.9375))
+    assert relative_error(dit(*arguments, num_cond_latents=1), dense) > 1e-4, "skipping blocks must change something"
