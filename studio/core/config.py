@@ -14,6 +14,7 @@ PUBLISHED_MODEL = "meituan-longcat/LongCat-Video"
 Attention = Literal["auto", "dense", "sparse"]
 CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
 ResolutionType = Literal["pixel", "area", "pixel_area"]
+LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +98,7 @@ class OptimConfig:
     max_train_steps: int | None = None
     """None: obey `num_train_epochs`."""
     num_train_epochs: int = 1
+    lr_scheduler: LearningRateSchedule = "constant_with_warmup"
     lr_warmup_steps: int = 0
     max_grad_norm: float = 2.0
     checkpoint_step_interval: int = 500

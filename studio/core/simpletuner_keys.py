@@ -108,6 +108,7 @@ _precision = choice(
     {"bf16": "bf16", "no": "fp32", "fp32": "fp32", "auto": "auto"}, says='"{written}" is taken as {taken}.'
 )
 _captions = choice({"textfile": "textfile", "filename": "filename", "instanceprompt": "instanceprompt"})
+_schedule = choice({name: name for name in ("constant", "constant_with_warmup", "linear", "cosine")})
 _resolution_type = choice({"pixel": "pixel", "area": "area", "pixel_area": "pixel_area"})
 
 _HONOURED: dict[str, Rule] = {
@@ -134,6 +135,7 @@ _HONOURED: dict[str, Rule] = {
     "learning_rate": Honoured("optim.learning_rate", number(above=0)),
     "max_train_steps": Honoured("optim.max_train_steps", integer()),
     "num_train_epochs": Honoured("optim.num_train_epochs", integer()),
+    "lr_scheduler": Honoured("optim.lr_scheduler", _schedule),
     "lr_warmup_steps": Honoured("optim.lr_warmup_steps", integer()),
     "max_grad_norm": Honoured("optim.max_grad_norm", number(above=0)),
     "checkpoint_step_interval": Honoured("optim.checkpoint_step_interval", integer(at_least=1)),
@@ -157,10 +159,7 @@ _HONOURED: dict[str, Rule] = {
 _UNUSED: dict[str, Rule] = {
     "gradient_accumulation_steps": Unused("every batch is an optimiser step", True, (1,)),
     "optimizer": Unused("AdamW is used", True, ("adamw", "adamw_bf16", "torch-adamw")),
-    "lr_scheduler": Unused(
-        "the rate is constant after the warm-up", True, ("constant", "constant_with_warmup")
-    ),
-    "lr_end": Unused("the rate is constant after the warm-up"),
+    "lr_end": Unused("a rate that falls ends at zero"),
     "caption_dropout_probability": Unused("captions are never dropped", True, (0,)),
     "use_ema": Unused("no moving average of the weights is kept", True, (False,)),
     "init_lora": Unused("training starts from a fresh LoRA", True),

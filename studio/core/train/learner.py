@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.optimization import get_scheduler
 
 from studio.core.config import RunConfig
 from studio.core.config_json import run_config_to_json
@@ -45,7 +46,7 @@ class Learner:
         JobAlreadyRunning: an adapter is in training on this transformer already.
     """
 
-    def __init__(self, config: RunConfig, bundle: ModelBundle, encoder: PairEncoder) -> None:
+    def __init__(self, config: RunConfig, bundle: ModelBundle, encoder: PairEncoder, num_steps: int) -> None:
         if TRAINING in adapter_names(bundle.dit):
             raise JobAlreadyRunning("This model is being trained already.", "Wait for that run, or stop it.")
         self._config = config
@@ -53,6 +54,14 @@ class Learner:
         self._encoder = encoder
         self.parameters = add_lora(bundle.dit, config.lora, seed=config.seed)
         self._optimizer = torch.optim.AdamW(self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY)
+        self._num_steps = num_steps
+        # Only its formula is used, so that the rate depends on the step alone and a resumed run needs no more state.
+        self._schedule = get_scheduler(
+            config.optim.lr_scheduler,
+            torch.optim.SGD(self.parameters, lr=1.0),
+            num_warmup_steps=config.optim.lr_warmup_steps,
+            num_training_steps=num_steps + 1,
+        ).lr_lambdas[0]
         if config.model.gradient_checkpointing:
             bundle.dit.enable_gradient_checkpointing()
 
@@ -61,7 +70,7 @@ class Learner:
         self._bundle.dit.disable_gradient_checkpointing()
         remove_lora(self._bundle.dit, TRAINING)
 
-    def learn(self, step: int, items: tuple[TrainingItem, ...], num_steps: int) -> StepDone:
+    def learn(self, step: int, items: tuple[TrainingItem, ...]) -> StepDone:
         """Takes one optimiser step on `items`.
 
         Raises:
@@ -70,7 +79,7 @@ class Learner:
         started = time.perf_counter()
         seed, dit = self._config.seed, self._bundle.dit
         batch = self._batch(items)
-        rate = learning_rate(self._config, step)
+        rate = self._config.optim.learning_rate * self._schedule(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         generators = [seeded(seed, "noise", step, index) for index in range(len(items))]
@@ -91,7 +100,7 @@ class Learner:
         self._optimizer.zero_grad()
         return StepDone(
             step=step,
-            num_steps=num_steps,
+            num_steps=self._num_steps,
             loss=loss_value,
             learning_rate=rate,
             grad_norm=norm_value,
@@ -128,12 +137,6 @@ class Learner:
             text_length=self._bundle.prompt_encoder.max_length,
             device=self._bundle.device,
         )
-
-
-def learning_rate(config: RunConfig, step: int) -> float:
-    """Linear warm-up over `lr_warmup_steps`, then constant; `step` counts from 1."""
-    warmup = config.optim.lr_warmup_steps
-    return config.optim.learning_rate * (min(1.0, step / warmup) if warmup else 1.0)
 
 
 def make_encoders(bundle: ModelBundle) -> Encoders:

@@ -65,7 +65,7 @@ def train(
 
     checkpoints = folder.path / "checkpoints"
     with bundle.lock:
-        learner = Learner(config, bundle, encoder)
+        learner = Learner(config, bundle, encoder, num_steps)
     try:
         step = 0
         if resume and (checkpoint := latest_checkpoint(checkpoints)):
@@ -77,7 +77,7 @@ def train(
         while step < num_steps and not should_stop():
             step += 1
             with bundle.lock:
-                done = learner.learn(step, sampler.batch_for_step(step), num_steps)
+                done = learner.learn(step, sampler.batch_for_step(step))
             yield done
             if _is_due(step, config.optim.checkpoint_step_interval):
                 yield _save_checkpoint(learner, folder, bundle, saved := step)
