@@ -60,8 +60,10 @@ def build_app(
         sample_room.select(sample.refresh, None, sample.lora, **quiet)
         restored = app.load(dataset.reload, None, dataset.outputs, **quiet)
         restored.then(**chips)
+        sample.rendered.then(**chips)
         if train is not None:
-            dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet).then(**chips)
+            changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
+            changed.then(**chips).then(train.watch, train.watch_inputs, train.watch_outputs, **quiet)
             dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
                 train.plan, dataset.path, train.plan_outputs, **quiet
             )

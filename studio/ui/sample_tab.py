@@ -38,6 +38,8 @@ class SampleTab:
     take_newest: Callable[[], Any]
     """take_newest() -> the list anew, with the newest LoRA chosen."""
     lora: gr.Dropdown
+    rendered: Any
+    """The event of a render that ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +81,17 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
             with gr.Accordion(w("sample.more"), open=False):
                 gr.HTML(markup.note(w("sample.default_hint")))
                 with gr.Row():
-                    frames = gr.Number(None, label=w("sample.frames"), info=w("sample.frames_help"), precision=0)
-                    steps = gr.Number(None, label=w("sample.steps"), precision=0)
+                    frames = gr.Number(
+                        None,
+                        label=w("sample.frames"),
+                        info=w("sample.frames_help"),
+                        precision=0,
+                        elem_id="sample-frames",
+                    )
+                    steps = gr.Number(None, label=w("sample.steps"), precision=0, elem_id="sample-steps")
                 with gr.Row():
-                    height = gr.Number(None, label=w("sample.height"), precision=0)
-                    width = gr.Number(None, label=w("sample.width"), precision=0)
+                    height = gr.Number(None, label=w("sample.height"), precision=0, elem_id="sample-height")
+                    width = gr.Number(None, label=w("sample.width"), precision=0, elem_id="sample-width")
                 with gr.Row():
                     guidance = gr.Number(None, label=w("sample.guidance"), info=w("sample.guidance_help"))
                     seed = gr.Number(0, label=w("sample.seed"), precision=0, minimum=0)
@@ -92,6 +100,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
             with gr.Row(elem_id="players"):
                 players: dict[str, Any] = {
                     "interactive": False, "visible": False, "loop": True, "autoplay": True, "buttons": ["download"],
+                    "height": 400,
                 }  # fmt: skip
                 without = gr.Video(label=w("sample.without"), elem_id="without", **players)
                 with_lora = gr.Video(label=w("sample.with"), elem_id="with", **players)
@@ -128,7 +137,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
 
     quiet: dict[str, Any] = {"api_visibility": "private"}
     inputs = [frame, prompt, lora, upload, strength, frames, steps, height, width, guidance, seed]
-    start.click(
+    rendered = start.click(
         render, inputs, [status, without, with_lora, both, stage, start, cancel],
         concurrency_id="gpu", concurrency_limit=1, show_progress="hidden", **quiet,
     )  # fmt: skip
@@ -142,7 +151,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     )
     lora.focus(refresh, None, lora, show_progress="hidden", queue=False, **quiet)
     both.click(None, None, None, js=PLAY_BOTH)
-    return SampleTab(refresh=refresh, take_newest=take_newest, lora=lora)
+    return SampleTab(refresh=refresh, take_newest=take_newest, lora=lora, rendered=rendered)
 
 
 def _show(view: _View) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import gradio as gr
 from studio.core.config import LoraSettings, RunConfig
 from studio.core.errors import StudioError
 from studio.core.model.load import resolve_device
-from studio.core.runlog import RunFolder, RunSnapshot, RunState, list_runs
+from studio.core.runlog import RunFolder, RunSnapshot, list_runs
 from studio.core.types import DatasetReport
 from studio.ui import markup
 from studio.ui.workshop import Opened, Workshop
@@ -20,8 +20,6 @@ from studio.view.words import Words
 
 POLL_SECONDS = 1.0
 """How often a live run is looked at."""
-RESUMABLE = (RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED)
-"""States from which Continue goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
         if run is None:
             return [None, "", gr.Timer(active=False), *[gr.skip()] * (len(watched) - 3)]
         snapshot = run.snapshot()
-        signature = (run.name, snapshot.updated, snapshot.state, workshop.is_training, in_log)
+        signature = (run.name, snapshot.updated, snapshot.state, workshop.is_training, workshop.latest, in_log)
         if signature == last:
             return [gr.skip()] * len(watched)
         return [signature, *_show_run(workshop, run, snapshot, in_log, w)]
@@ -106,7 +104,7 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
                 workshop.stop()
                 return "", gr.update(value=w("train.stopping"), interactive=False), gr.skip()
             run = workshop.current_run()
-            if run and run.state() in RESUMABLE:
+            if run and workshop.can_continue(run):
                 workshop.resume(run)
             else:
                 workshop.train(*_config(workshop, target, values, w))
@@ -174,9 +172,11 @@ def _plan(workshop: Workshop, opened: Opened, steps: float, batch: float, rank: 
     """What a run with these settings will do."""
     pace = workshop.pace(opened.model)
     estimate = w("train.time_estimate", time=w.duration(pace * steps)) if pace else w("train.time_unknown")
+    held = sum(pair.is_ready for pair in opened.report.pairs) - opened.num_ready
     passes = steps * batch / max(1, opened.num_ready)
     rows = [
         (w("train.what_pairs"), str(opened.num_ready)),
+        *([(w("train.what_held"), str(held))] if held else []),
         (w("train.what_steps"), f"{steps:.0f}"),
         (w("train.what_passes"), w.number(passes, 1)),
         (w("train.what_model"), opened.model.source),
@@ -191,7 +191,7 @@ def _plan(workshop: Workshop, opened: Opened, steps: float, batch: float, rank: 
 def _show_run(workshop: Workshop, run: RunFolder, snapshot: RunSnapshot, in_log: bool, w: Words) -> list[Any]:
     """Updates of everything that shows a run, in the order of `watched` after the first."""
     state, ours = snapshot.state, workshop.is_training
-    waits = state in RESUMABLE
+    waits = not ours and workshop.can_continue(run)
     label = "train.stop" if ours else "train.continue" if waits else "train.start"
     videos = [(run.path / s.path, w("train.sample_step", step=s.step)) for s in reversed(snapshot.samples)]
     shown = [(workshop.shown(file), text) for file, text in videos if file.is_file()]

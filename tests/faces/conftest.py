@@ -27,7 +27,7 @@ launch(AppSettings(demo=Path(demo), broken_demo=Path(broken), output_dir=Path(ru
 CONFIG = {
     "pretrained_model_name_or_path": "tiny",
     "lora_rank": 4,
-    "max_train_steps": 12,
+    "max_train_steps": 8,
     "learning_rate": 1e-3,
     "train_batch_size": 1,
     "seed": 1,
