@@ -27,6 +27,7 @@ from studio.core.types import DatasetReport
 from studio.view.plots import draw_loss, save_figure
 from studio.view.sheets import contact_sheet
 from studio.view.terminal import SampleBar, TrainBar, print_report, write
+from studio.view.words import words
 
 VIDEOS = ("before.mp4", "after.mp4", "side_by_side.mp4")
 
@@ -93,7 +94,7 @@ def save_results(out: Path, folder: RunFolder) -> Path:
     snapshot = folder.snapshot()
     assert snapshot.lora is not None
     shutil.copytree(snapshot.lora.parent, out / "lora")
-    save_figure(draw_loss(snapshot.losses), out / "loss.png")
+    save_figure(draw_loss(snapshot.losses, words("en")), out / "loss.png")
     return out / "lora" / snapshot.lora.name
 
 

@@ -26,7 +26,10 @@ def test_the_tiny_checkpoint_is_sharded_small_and_loads_without_a_word_missing(t
     assert sum(f.stat().st_size for f in files) <= 32e6
     assert max(f.stat().st_size for f in files) <= 16e6
     assert len(list((asset_path("tiny") / "dit").glob("*.safetensors"))) > 1
-    shared, embedded = tiny_bundle.prompt_encoder.encoder.shared, tiny_bundle.prompt_encoder.encoder.encoder.embed_tokens
+    shared, embedded = (
+        tiny_bundle.prompt_encoder.encoder.shared,
+        tiny_bundle.prompt_encoder.encoder.encoder.embed_tokens,
+    )
     assert torch.equal(shared.weight, embedded.weight)
     assert shared.weight.abs().sum() > 0
     assert tiny_bundle.grid.bucket_alignment == 64
@@ -45,7 +48,10 @@ def test_every_missing_part_is_named(checkpoint):
     [
         (lambda t: t.pop("blocks.7.ffn.w2.weight"), "blocks.7.ffn.w2.weight is missing"),
         (lambda t: t.update({"blocks.9.extra": torch.zeros(2)}), "blocks.9.extra is not part of the model"),
-        (lambda t: t.update({"blocks.7.ffn.w2.weight": torch.zeros(3, 4)}), r"w2.weight is \[3, 4\], expected \[256, 768\]"),
+        (
+            lambda t: t.update({"blocks.7.ffn.w2.weight": torch.zeros(3, 4)}),
+            r"w2.weight is \[3, 4\], expected \[256, 768\]",
+        ),
     ],
 )
 def test_a_missing_extra_or_misshapen_tensor_is_named(checkpoint, change, said):

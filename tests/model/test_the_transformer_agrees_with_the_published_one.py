@@ -125,7 +125,12 @@ def test_sparse_attention_that_skips_nothing_is_dense_attention():
     from studio.core.model.attention import choose_attention
 
     dit = model(zero_pad=True)
-    arguments = (TENSORS["in.latents"], TENSORS["in.timestep_i2v"], TENSORS["in.prompt_embeds"], TENSORS["in.prompt_mask"])
+    arguments = (
+        TENSORS["in.latents"],
+        TENSORS["in.timestep_i2v"],
+        TENSORS["in.prompt_embeds"],
+        TENSORS["in.prompt_mask"],
+    )
     dense = dit(*arguments, num_cond_latents=1)
     dit.set_attention(choose_attention("sparse", block=(4, 4, 4), sparsity=0.0))
     assert relative_error(dit(*arguments, num_cond_latents=1), dense) < 1e-5

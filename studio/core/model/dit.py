@@ -5,7 +5,7 @@ Letters: B batch, C channels, T H W latents, S tokens, E model width, L text len
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -75,15 +75,17 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.x_embedder = PatchEmbedder(in_channels, hidden_size, patch)
         self.t_embedder = TimestepEmbedder(adaln_tembed_dim, frequency_embedding_size)
         self.y_embedder = CaptionEmbedder(caption_channels, hidden_size)
-        self.blocks = nn.ModuleList(
-            DitBlock(hidden_size, num_heads, mlp_ratio, adaln_tembed_dim) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(DitBlock(hidden_size, num_heads, mlp_ratio, adaln_tembed_dim) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch[1] * patch[2] * out_channels, adaln_tembed_dim)
         self.gradient_checkpointing = False
 
+    @property
+    def _blocks(self) -> list[DitBlock]:
+        return cast(list[DitBlock], self.blocks)
+
     def set_attention(self, choice: AttentionChoice) -> None:
         """Every self-attention runs `choice` from now on."""
-        for block in self.blocks:
+        for block in self._blocks:
             block.attn.choice = choice
 
     def forward(
@@ -122,14 +124,14 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask, dtype)
         cached_tokens = kv_cache[0][0].shape[2] if kv_cache is not None else 0
         grid_k = Grid(frames + cached_tokens // (grid.h * grid.w), grid.h, grid.w)
-        rotary = rotary_table(grid_k, self.blocks[0].attn.head_width, x.device)
+        rotary = rotary_table(grid_k, self._blocks[0].attn.head_width, x.device)
 
         fresh: list[KeyValue] = []
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks):
             cache = kv_cache[index] if kv_cache is not None else None
             inputs = (x, embedding, text, mask, rotary, grid, num_cond_latents, cache)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x, key_value = self._gradient_checkpointing_func(block, *inputs)
+                x, key_value = cast(Any, self._gradient_checkpointing_func)(block, *inputs)
             else:
                 x, key_value = block(*inputs)
             if return_kv:
@@ -157,6 +159,4 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """[B, S, ph * pw * C], channels last in a patch, to latents [B, C, T, H, W]."""
         _, rows, columns = self.patch
         x = patches.view(-1, grid.t, grid.h, grid.w, rows, columns, self.out_channels)
-        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(
-            -1, self.out_channels, grid.t, grid.h * rows, grid.w * columns
-        )
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(-1, self.out_channels, grid.t, grid.h * rows, grid.w * columns)

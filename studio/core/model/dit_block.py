@@ -54,10 +54,10 @@ class RMSNorm(nn.Module):
 class FP32LayerNorm(nn.LayerNorm):
     """LayerNorm with its statistics and weights in fp32."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` normed, same shape and dtype."""
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`input` normed, same shape and dtype."""
         weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class TimestepEmbedder(nn.Module):
@@ -160,9 +160,7 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_width)
         self.k_norm = RMSNorm(self.head_width)
 
-    def forward(
-        self, x_BSE: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor | None
-    ) -> torch.Tensor:
+    def forward(self, x_BSE: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
         """[B, S, E]; text tokens whose mask is False are not attended."""
         q = self.q_linear(x_BSE).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
         kv = self.kv_linear(text_BLE).unflatten(-1, (2, self.num_heads, self.head_width))
@@ -216,9 +214,7 @@ class DitBlock(nn.Module):
         """
         modulation = self.adaLN_modulation(embedding_BTA).unsqueeze(2).chunk(6, dim=-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
-        update, fresh = self.attn(
-            modulate(x_BSE, shift_msa, scale_msa), rotary, grid, num_cond_latents, cache
-        )
+        update, fresh = self.attn(modulate(x_BSE, shift_msa, scale_msa), rotary, grid, num_cond_latents, cache)
         x = add_gated(x_BSE, update, gate_msa)
         if text_BLE is not None:
             num_cond = num_cond_latents * grid.h * grid.w

@@ -35,9 +35,7 @@ def velocity_target(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return clean - noise
 
 
-def set_schedule(
-    scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, *, distilled: bool = False
-) -> None:
+def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, *, distilled: bool = False) -> None:
     """Gives the scheduler the published noise levels for `num_steps`; it applies its own shift and ends at 0."""
     if distilled:
         base = [(i + 1) / DISTILL_BASE_STEPS for i in reversed(range(DISTILL_BASE_STEPS))]
@@ -47,9 +45,7 @@ def set_schedule(
     scheduler.set_timesteps(sigmas=sigmas)
 
 
-def guide(
-    prompt: torch.Tensor, negative: torch.Tensor, scale: float, held: torch.Tensor | None = None
-) -> torch.Tensor:
+def guide(prompt: torch.Tensor, negative: torch.Tensor, scale: float, held: torch.Tensor | None = None) -> torch.Tensor:
     """Guided velocity with the optimised scale (CFG-zero), per sample, for any batch size.
 
     Args:

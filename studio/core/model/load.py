@@ -6,14 +6,14 @@ import json
 import threading
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
-from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGeneration, UMT5EncoderModel
 from transformers.modeling_utils import PreTrainedModel
 
@@ -76,19 +76,21 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     folder = resolve_folder(config.source)
-    dit = _load_checked(LongCatVideoTransformer3DModel, folder / "dit", dtype)
-    vae = _load_checked(AutoencoderKLWan, folder / "vae", dtype)
+    dit: LongCatVideoTransformer3DModel = _load_checked(LongCatVideoTransformer3DModel, folder / "dit", dtype)
+    vae: AutoencoderKLWan = _load_checked(AutoencoderKLWan, folder / "vae", dtype)
     encoder = _load_text_encoder(folder / "text_encoder", dtype, dit.config["caption_channels"])
     choice = _attention(config.attention, dit)
     dit.set_attention(choice)
     for module in (dit, vae, encoder):
-        module.requires_grad_(False).eval().to(device)
+        nn.Module.to(module.requires_grad_(False).eval(), device)
     return ModelBundle(
         source=config.source,
         dit=dit,
         vae=vae,
         prompt_encoder=PromptEncoder(AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=cast(
+            FlowMatchEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+        ),
         grid=GridSpec(
             temporal_stride=vae.config["scale_factor_temporal"],
             spatial_stride=vae.config["scale_factor_spatial"],
@@ -107,9 +109,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(
-            f"The device {name} is not here: PyTorch sees no CUDA device.", "Use the device cpu."
-        )
+        raise DeviceError(f"The device {name} is not here: PyTorch sees no CUDA device.", "Use the device cpu.")
     return torch.device(name)
 
 
@@ -162,7 +162,7 @@ def _download(hub_id: str) -> Path:
         ) from error
 
 
-def _load_checked(cls: type[ModelMixin], folder: Path, dtype: torch.dtype) -> Any:
+def _load_checked(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A diffusers model whose files hold exactly its tensors; weights go from disk into a meta-device skeleton."""
     with torch.device("meta"):
         skeleton = cls.from_config(cls.load_config(folder))
@@ -190,7 +190,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     for file in files:
         try:
             with safe_open(file, framework="pt") as tensors:
-                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in list(tensors.keys())}
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"The checkpoint file {folder.name}/{file.name} cannot be read: {error}.", "Copy it again."
@@ -198,9 +198,7 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def compare_tensors(
-    found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], part: str
-) -> None:
+def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]], part: str) -> None:
     """Raises CheckpointError that names the first missing, extra and misshapen tensors."""
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is not part of the model" for name in found if name not in expected]
@@ -234,7 +232,8 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype, caption_width: int) -> 
             "Use the text encoder that the transformer was trained with (for LongCat-Video: its own UMT5-XXL).",
         )
     cls = UMT5EncoderModel if is_umt5 else Qwen2_5_VLForConditionalGeneration
-    model, report = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    loaded: Any = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    model, report = loaded
     missing = set(report["missing_keys"]) - {"encoder.embed_tokens.weight", "lm_head.weight"}
     if missing or report["mismatched_keys"]:
         names = sorted(missing) + [str(key) for key in report["mismatched_keys"]]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
@@ -158,7 +159,7 @@ def _peft_config(settings: LoraSettings) -> LoraConfig:
     alpha = settings.resolved_alpha
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=int(alpha) if alpha.is_integer() else alpha,
+        lora_alpha=cast(int, int(alpha) if alpha.is_integer() else alpha),
         lora_dropout=settings.dropout,
         target_modules=LORA_TARGETS,
     )

@@ -5,16 +5,20 @@ Letters: B clips, C channels, T frames or latents, H W.
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 
 
 def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, inv_std) of the latent channels, fp32 [1, C, 1, 1, 1]."""
     shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)
-    return mean, 1 / torch.tensor(vae.config.latents_std, device=vae.device).view(shape)
+    mean = torch.tensor(vae.config["latents_mean"], device=vae.device).view(shape)
+    return mean, 1 / torch.tensor(vae.config["latents_std"], device=vae.device).view(shape)
 
 
 def frames_to_video(frames: np.ndarray) -> torch.Tensor:
@@ -34,7 +38,7 @@ def encode_video(vae: AutoencoderKLWan, video: torch.Tensor, generator: torch.Ge
 
     Sampled from the posterior, as the published pipelines do; `generator` lives on the CPU.
     """
-    posterior = vae.encode(video.to(vae.device, vae.dtype)).latent_dist
+    posterior = cast(AutoencoderKLOutput, vae.encode(video.to(vae.device, vae.dtype))).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
     mean, inv_std = _statistics(vae)
     return ((posterior.mean + posterior.std * noise).float() - mean) * inv_std
@@ -44,4 +48,4 @@ def encode_video(vae: AutoencoderKLWan, video: torch.Tensor, generator: torch.Ge
 def decode_latents(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Video [B, 3, frames, H, W] in [-1, 1] of normalised latents."""
     mean, inv_std = _statistics(vae)
-    return vae.decode((latents / inv_std + mean).to(vae.dtype)).sample
+    return cast(DecoderOutput, vae.decode((latents / inv_std + mean).to(vae.dtype))).sample

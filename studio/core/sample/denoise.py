@@ -6,6 +6,7 @@ Letters: B batch, C channels, T H W latents, L text length.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -29,9 +30,10 @@ def denoise(
 ) -> Iterator[torch.Tensor]:
     """Yields the fp32 latents [B, C, T, H, W] after each step; the last ones are the video.
 
-    The clean latents `held` [B or 1, C, n, H, W] stand at the front of every yield, bit for bit. What the model computes
-    from them depends on neither noise, prompt nor step (timestep 0, attention to themselves alone, no text), so their
-    keys and values are computed once here and reused. Of `noise` [B, C, T, H, W] the first n frames are not used.
+    The clean latents `held` [B or 1, C, n, H, W] stand at the front of every yield, bit for bit. What the model
+    computes from them depends on neither noise, prompt nor step (timestep 0, attention to themselves alone, no text),
+    so their keys and values are computed once here and reused. Of `noise` [B, C, T, H, W] the first n frames are not
+    used.
     Guidance runs when `guidance_scale` is above 1, both prompts in one batch.
     """
     held = held.float().expand(noise.shape[0], -1, -1, -1, -1)
@@ -45,10 +47,10 @@ def denoise(
         )
     with torch.inference_mode():
         held_velocity, cache = dit(held, torch.zeros(len(held), device=held.device), None, return_kv=True)
-    if is_guided:
+    if is_guided and len(held) > 1:
         cache = [(k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in cache]
     set_schedule(scheduler, num_steps, distilled=distilled)
-    for timestep in scheduler.timesteps:
+    for timestep in cast(torch.Tensor, scheduler.timesteps):
         with torch.inference_mode():
             batch = torch.cat((latents, latents)) if is_guided else latents
             at = timestep.to(batch.device).expand(len(batch))
@@ -56,5 +58,5 @@ def denoise(
             if is_guided:
                 uncond, cond = velocity.chunk(2)
                 velocity = guide(cond, uncond, guidance_scale, held_velocity)
-            latents = scheduler.step(-velocity, timestep, latents, return_dict=False)[0]
+            latents = cast(Any, scheduler).step(-velocity, timestep, latents, return_dict=False)[0]
         yield torch.cat((held, latents), dim=2)

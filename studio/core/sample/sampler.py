@@ -66,11 +66,7 @@ def resolve_settings(request: SampleRequest, bundle: ModelBundle) -> SampleSetti
         if request.start_frame.shape[0] > request.start_frame.shape[1]:
             height, width = max(height, width), min(height, width)
     num_frames = request.num_frames if request.num_frames is not None else defaults.num_frames
-    num_steps = (
-        request.num_inference_steps
-        if request.num_inference_steps is not None
-        else defaults.num_inference_steps
-    )
+    num_steps = request.num_inference_steps if request.num_inference_steps is not None else defaults.num_inference_steps
     guidance = request.guidance_scale if request.guidance_scale is not None else defaults.guidance_scale
     unit = bundle.grid.pixel_multiple
     if not bundle.grid.is_legal_size(height, width):
@@ -132,7 +128,7 @@ def render(
         num_steps=settings.num_inference_steps,
         guidance_scale=settings.guidance_scale,
     )
-    for step, latents in enumerate(loop, start=1):
+    for step, latents in enumerate(loop, start=1):  # noqa: B007 the last latents are the video
         now = time.perf_counter()
         yield DenoiseStep(step=step, num_steps=settings.num_inference_steps, seconds=now - tick)
         tick = now
