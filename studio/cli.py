@@ -49,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a dataset; exit code 1 when something must be mended")
     check.add_argument("path", type=Path, help="a folder, a multidatabackend.json or a config.json")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.add_argument(
+        "--extract-start-frames", type=Path, metavar="DIR",
+        help="write the first frame of each clip that has no start frame into this folder, overwriting nothing",
+    )  # fmt: skip
     check.set_defaults(run=_check)
 
     train = commands.add_parser("train", help="train a LoRA")
@@ -89,9 +93,13 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from studio.core.data.check import check_project
+    from studio.core.data.decode import extract_start_frames
     from studio.core.data.report import report_to_json
 
     _, report = check_project(options.path)
+    if options.extract_start_frames:
+        written = extract_start_frames(report, options.extract_start_frames)
+        print(f"{len(written)} start frames written to {options.extract_start_frames}", file=sys.stderr)
     if options.json:
         print(json.dumps(report_to_json(report), indent=2))
     else:
