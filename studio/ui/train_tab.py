@@ -93,10 +93,19 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
         if run is None:
             return [None, "", gr.Timer(active=False), *[gr.skip()] * (len(watched) - 3)]
         snapshot = run.snapshot()
-        signature = (run.name, snapshot.updated, snapshot.state, workshop.is_training, workshop.latest, in_log)
+        signature = (
+            run.name,
+            snapshot.updated,
+            snapshot.state,
+            workshop.is_training,
+            workshop.latest,
+            in_log,
+            len(snapshot.samples),
+        )
         if signature == last:
             return [gr.skip()] * len(watched)
-        return [signature, *_show_run(workshop, run, snapshot, in_log, w)]
+        has_news = last is None or (last[0], last[-1]) != (signature[0], signature[-1])
+        return [signature, *_show_run(workshop, run, snapshot, in_log, w, has_new_samples=has_news)]
 
     def press(target: str | None, *values: Any) -> Any:
         try:
@@ -188,7 +197,9 @@ def _plan(workshop: Workshop, opened: Opened, steps: float, batch: float, rank: 
     return title + markup.facts(rows) + ("" if opened.report.is_ok else markup.note(w("train.blocked")))
 
 
-def _show_run(workshop: Workshop, run: RunFolder, snapshot: RunSnapshot, in_log: bool, w: Words) -> list[Any]:
+def _show_run(
+    workshop: Workshop, run: RunFolder, snapshot: RunSnapshot, in_log: bool, w: Words, *, has_new_samples: bool
+) -> list[Any]:
     """Updates of everything that shows a run, in the order of `watched` after the first."""
     state, ours = snapshot.state, workshop.is_training
     waits = not ours and workshop.can_continue(run)
@@ -203,7 +214,7 @@ def _show_run(workshop: Workshop, run: RunFolder, snapshot: RunSnapshot, in_log:
         markup.run_status(run.name, snapshot, ours, w),
         markup.loss_chart(snapshot, in_log, w) if snapshot.losses else "",
         gr.update(visible=len(snapshot.losses) > 1),
-        gr.update(value=shown, visible=bool(shown)),
+        gr.update(value=shown, visible=bool(shown)) if has_new_samples else gr.skip(),
         gr.update(visible=has_lora),
         workshop.shown(snapshot.lora, f"{run.name}.safetensors") if has_lora and snapshot.lora else None,
         gr.update(value=w(label), interactive=can_press, variant="stop" if ours else "primary"),
