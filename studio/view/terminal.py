@@ -81,9 +81,9 @@ class TrainBar:
                 write(f"Failed after step {event.step}: {event.message} {event.remedy}")
 
     def _move(self, label: str, done: int, total: int, **figures: str) -> None:
-        if self._bar is None or self._bar.desc != f"{label}: ":
+        if self._bar is None or self._bar.desc != label:
             self._close()
-            self._bar = tqdm(total=total, desc=label, unit="step" if label == "training" else "clip", initial=done)
+            self._bar = tqdm(total=total, desc=label, unit="step" if label == "training" else "clip")
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 
