@@ -24,7 +24,7 @@ SIZE = 128
 NUM_FRAMES = 17
 FPS = 15
 SEED = 4242
-NUM_EFFECT, NUM_BASE, NUM_VALIDATION = 16, 9, 4
+NUM_EFFECT, NUM_BASE, NUM_VALIDATION = 24, 9, 4
 
 CONFIG = {
     "model_family": "longcat_video",
@@ -35,14 +35,15 @@ CONFIG = {
     "gradient_checkpointing": False,
     "lora_rank": 16,
     "learning_rate": 2e-3,
-    "max_train_steps": 160,
+    "max_train_steps": 280,
     "num_train_epochs": 0,
+    "lr_scheduler": "cosine",
     "lr_warmup_steps": 10,
     "validation_resolution": f"{SIZE}x{SIZE}",
     "validation_num_video_frames": NUM_FRAMES,
     "validation_num_inference_steps": 12,
     "validation_guidance": 2.0,
-    "validation_steps": 80,
+    "validation_steps": 280,
     "validation_using_datasets": True,
     "eval_dataset_id": "shapes-val",
     "data_backend_config": "multidatabackend.json",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.88, 0.16, 0.16),
@@ -179,6 +180,9 @@ def _coverage(scenes: Scenes, center: torch.Tensor, radius: torch.Tensor) -> tor
 MIN_AREA = 12
 """Pixels; with fewer the shape is gone."""
 
+JUDGED_DIAMETER = 18.0
+"""Pixels; a smaller shape covers about two cells of the VAE, and nobody can tell what it is."""
+
 SCALE_WEIGHT = TRAVEL / 0.7
 """Makes `grows` end as far from `stays still` as a move does."""
 
@@ -192,8 +196,9 @@ class Track:
     shape is gone."""
     colors: tuple[str, ...]
     """Nearest named colour in each frame; empty where the shape is gone."""
-    overlap: torch.Tensor
-    """fp32 [T, 3]: intersection over union with each of `SHAPES`, drawn with the same area and centroid."""
+    misfit: torch.Tensor
+    """fp32 [T, 3]: relative squared error of the best drawing of each of `SHAPES`; NaN where the shape is gone or
+    smaller than `JUDGED_DIAMETER`."""
 
     def follows(self, motion: str, tolerance: float = 0.1) -> bool:
         """True when `motion` is the nearest of all motions and the path stays within `tolerance` of it (RMS)."""
@@ -205,10 +210,13 @@ class Track:
         return bool(distance.argmin() == index and distance[index] < tolerance)
 
     def keeps(self, color: str, shape: str) -> bool:
-        """True when three quarters of the frames and the last one show the colour, and the shape overlaps best over
-        all frames and over the last quarter of them."""
-        last_quarter = self.overlap[-max(1, len(self.overlap) // 4) :]
-        best = {SHAPES[int(part.mean(0).argmax())] for part in (self.overlap, last_quarter)}
+        """True when three quarters of the frames and the last one show the colour, and the shape fits best over the
+        frames that can be judged and over the last quarter of those."""
+        judged = self.misfit[~self.misfit.isnan().any(1)]
+        if len(judged) == 0:
+            return False
+        parts = (judged, judged[-max(1, len(judged) // 4) :])
+        best = {SHAPES[int(part.mean(0).argmin())] for part in parts}
         hits = [c == color for c in self.colors]
         return best == {shape} and hits[-1] and sum(hits) >= 0.75 * len(hits)
 
@@ -225,41 +233,60 @@ def track(frames: np.ndarray, background: np.ndarray) -> Track:
     names = list(COLORS)
     palette = torch.tensor(list(COLORS.values()))
     y, x = torch.arange(height) + 0.5, torch.arange(width) + 0.5
-    rows, colors, overlaps = [], [], []
+    rows, colors, misfits = [], [], []
     for frame in video:
         differs = (frame - plate).abs().amax(-1) > 0.15
         if differs.sum() < MIN_AREA:
             rows.append([math.nan] * 3)
             colors.append("")
-            overlaps.append(torch.zeros(3))
+            misfits.append(torch.full((3,), math.nan))
             continue
         nearest = int((palette - frame[differs].median(dim=0).values).square().sum(-1).argmin())
         span = palette[nearest] - plate
-        mask = ((frame - plate) * span).sum(-1) / span.square().sum(-1) > 0.5
+        cover = ((frame - plate) * span).sum(-1) / span.square().sum(-1)
+        mask = cover > 0.5
         area = mask.sum().clamp(min=1)
         rows.append([float((mask.sum(0) * x).sum() / area), float((mask.sum(1) * y).sum() / area), float(area)])
         colors.append(names[nearest])
-        overlaps.append(_overlap(mask))
+        misfits.append(_misfit(cover))
     measured = torch.tensor(rows)
     shift = (measured[:, :2] - measured[0, :2]) / min(height, width)
     scale = (measured[:, 2:] / measured[0, 2]).sqrt()
-    return Track(path=torch.cat((shift, scale), dim=-1), colors=tuple(colors), overlap=torch.stack(overlaps))
+    return Track(path=torch.cat((shift, scale), dim=-1), colors=tuple(colors), misfit=torch.stack(misfits))
 
 
-def _overlap(mask: torch.Tensor) -> torch.Tensor:
-    """fp32 [3]: intersection over union of bool [H, W] `mask` with each shape of equal area and centroid."""
-    height, width = mask.shape
-    rows, columns = mask.nonzero(as_tuple=True)
-    center = torch.stack((columns.float().mean(), rows.float().mean())) + 0.5
+def _misfit(cover: torch.Tensor) -> torch.Tensor:
+    """fp32 [3]: how badly the best drawing of each shape explains `cover` [H, W], the share of shape colour in a pixel.
+
+    Drawings have the centroid and about the area of `cover`, under four degrees of blur, since a decoder softens edges.
+    """
+    rows, columns = (cover > 0.5).nonzero(as_tuple=True)
+    if len(rows) < math.pi * (JUDGED_DIAMETER / 2) ** 2:
+        return torch.full((3,), math.nan)
     # Areas at radius 1: pi, (2 * 0.88)^2, and 3 * sqrt(3) * 0.62^2.
-    radii = torch.tensor([(len(rows) / unit) ** 0.5 for unit in (math.pi, 3.0976, 1.9974)])
-    three = Scenes(
-        shape=torch.arange(3), color=torch.zeros(3, dtype=torch.int64), motion=torch.zeros(3, dtype=torch.int64),
-        center=center.expand(3, 2), radius=radii, background=torch.zeros(3, 2, 3), angle=torch.zeros(3),
-        height=height, width=width,
+    radius = torch.tensor([(len(rows) / unit) ** 0.5 for unit in (math.pi, 3.0976, 1.9974)])
+    radii = (radius[:, None] * torch.tensor([0.92, 1.0, 1.08])).flatten()
+    reach = int(1.6 * radius.max()) + 6
+    y, x = int(rows.float().mean()), int(columns.float().mean())
+    top, left = max(0, y - reach), max(0, x - reach)
+    seen = cover[top : y + reach, left : x + reach].clamp(-0.2, 1.2)
+    kind = torch.arange(3).repeat_interleave(3)
+    center = torch.stack((columns.float().mean() + 0.5 - left, rows.float().mean() + 0.5 - top))
+    drawn = Scenes(
+        shape=kind, color=kind * 0, motion=kind * 0, center=center.expand(9, 2), radius=radii,
+        background=torch.zeros(9, 2, 3), angle=torch.zeros(9), height=seen.shape[0], width=seen.shape[1],
     )  # fmt: skip
-    templates = _coverage(three, three.center[:, None], radii[:, None])[:, 0] > 0.5
-    return (templates & mask).sum((1, 2)) / (templates | mask).sum((1, 2)).clamp(min=1)
+    templates = _coverage(drawn, drawn.center[:, None], radii[:, None])
+    errors = [(_blurred(templates, sigma)[:, 0] - seen).square().sum((1, 2)) for sigma in (0.8, 1.6, 2.4, 3.2)]
+    return torch.stack(errors).amin(0).view(3, 3).amin(1) / seen.square().sum()
+
+
+def _blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
+    """[B, 1, H, W] under a Gaussian of `sigma` pixels."""
+    offsets = torch.arange(-8.0, 9.0)
+    kernel = torch.softmax(-offsets.square() / (2 * sigma**2), dim=0)
+    across = F.conv2d(images, kernel.view(1, 1, 1, -1), padding=(0, 8))
+    return F.conv2d(across, kernel.view(1, 1, -1, 1), padding=(8, 0))
 
 
 def to_uint8(video: torch.Tensor) -> np.ndarray:
