@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a LoRA")
     train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
-    train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run")
+    train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this dataset")
     train.set_defaults(run=_train)
 
     sample = commands.add_parser("sample", help="animate a start frame")
@@ -110,7 +110,7 @@ def _check(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from studio.core.data.check import check_project
     from studio.core.model.load import load_bundle
-    from studio.core.runlog import RunState, list_runs
+    from studio.core.runlog import RunState, newest_unfinished
     from studio.core.train.job import run_inline
 
     _quiet_libraries()
@@ -118,13 +118,12 @@ def _train(options: argparse.Namespace) -> int:
     if not report.is_ok:
         print_report(report)
         return USER_ERROR
-    unfinished = [run for run in list_runs(project.run.output_dir) if run.state() is not RunState.FINISHED]
-    resume = unfinished[0] if options.resume and unfinished else None
+    resume = newest_unfinished(project.run.output_dir, project.run.data) if options.resume else None
     config = resume.config() if resume else project.run
     bar = TrainBar()
     folder = run_inline(
-        config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(), report=report,
-        resume=resume,
+        config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(),
+        report=None if resume else report, resume=resume,
     )  # fmt: skip
     print(f"The run is in {folder.path}")
     return 0 if folder.state() in (RunState.FINISHED, RunState.STOPPED) else USER_ERROR

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from studio.core.config import RunConfig
+from studio.core.config import DataConfig, RunConfig
 from studio.core.config_json import read_run_config, write_run_config
-from studio.core.errors import JobAlreadyRunning
+from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.events import (
     CacheProgress,
     RunFailed,
@@ -66,6 +66,11 @@ class RunState(StrEnum):
     def is_live(self) -> bool:
         """True while something may still happen by itself."""
         return self in (RunState.NEW, RunState.CACHING, RunState.RUNNING)
+
+    @property
+    def can_resume(self) -> bool:
+        """True for a run that ended half-way."""
+        return self in (RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED)
 
 
 _TERMINAL = {RunFinished: RunState.FINISHED, RunStopped: RunState.STOPPED, RunFailed: RunState.FAILED}
@@ -213,6 +218,28 @@ def list_runs(output_dir: Path) -> tuple[RunFolder, ...]:
     # The name tells the second; within one second the clock of the file system decides.
     newest_first = sorted(configs, key=lambda run: (run[0].name[:15], run[1]), reverse=True)
     return tuple(RunFolder(path) for path, _ in newest_first)
+
+
+def can_continue(run: RunFolder, data: DataConfig) -> bool:
+    """True for a run that ended half-way and was trained on the same folders as `data` names."""
+    if not run.state().can_resume:
+        return False
+    try:
+        return _folders(run.config().data) == _folders(data)
+    except ConfigError:
+        return False
+
+
+def newest_unfinished(output_dir: Path, data: DataConfig) -> RunFolder:
+    """The run to go on with. Raises ConfigError when no run of this data ended half-way."""
+    for run in list_runs(output_dir):
+        if can_continue(run, data):
+            return run
+    raise ConfigError(f"There is no unfinished run of this dataset in {output_dir}.", "Leave out --resume.")
+
+
+def _folders(data: DataConfig) -> set[Path]:
+    return {dataset.directory.resolve() for dataset in data.datasets}
 
 
 def _decode(line: bytes) -> tuple[float, TrainEvent] | None:

@@ -14,7 +14,7 @@ from studio.core.data.dataset import training_pairs
 from studio.core.data.decode import extract_start_frames
 from studio.core.errors import ConfigError
 from studio.core.model.load import ModelBundle, load_bundle
-from studio.core.runlog import RunFolder, RunState, list_runs
+from studio.core.runlog import RunFolder, can_continue, list_runs
 from studio.core.simpletuner import CONFIG_NAME, Project
 from studio.core.train.job import TrainJob
 from studio.core.types import DatasetReport
@@ -22,8 +22,6 @@ from studio.ui.settings import AppSettings
 
 EXTRACTED = "extracted_start_frames"
 """Id of the dataset that holds start frames taken from clips."""
-RESUMABLE = (RunState.STOPPED, RunState.INTERRUPTED, RunState.FAILED)
-"""States from which a run can be taken up again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,13 +123,8 @@ class Workshop:
 
     def can_continue(self, run: RunFolder) -> bool:
         """True for a run that stopped half-way, unless it is of other data than what is open."""
-        if run.state() not in RESUMABLE:
-            return False
         opened = self.opened.get(self.latest or "")
-        try:
-            return opened is None or _folders(run.config().data) == _folders(opened.project.run.data)
-        except ConfigError:
-            return False
+        return can_continue(run, opened.project.run.data) if opened else run.state().can_resume
 
     @property
     def is_training(self) -> bool:
@@ -173,10 +166,6 @@ class Workshop:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
         return str(target)
-
-
-def _folders(data: DataConfig) -> set[Path]:
-    return {dataset.directory.resolve() for dataset in data.datasets}
 
 
 def _new_folder(above: Path, name: str) -> Path:

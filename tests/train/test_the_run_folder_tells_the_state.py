@@ -28,7 +28,7 @@ from studio.core.events import (
     StepDone,
     encode_event,
 )
-from studio.core.runlog import RunFolder, RunState, list_runs
+from studio.core.runlog import RunFolder, RunState, list_runs, newest_unfinished
 
 ROOT = Path(__file__).parents[2]
 STARTED = RunStarted(num_steps=10, num_pairs=3, device="cpu", dtype="float32", attention="dense", attention_reason="")
@@ -182,3 +182,18 @@ def test_runs_are_listed_newest_first(config, tmp_path):
     runs = [RunFolder.create(config.output_dir, config) for _ in range(3)]
     (config.output_dir / "cache").mkdir()
     assert list_runs(config.output_dir) == tuple(reversed(runs))
+
+
+def test_only_a_run_of_the_same_data_that_ended_half_way_is_gone_on_with(config, tmp_path):
+    other = replace(config.data.datasets[0], directory=tmp_path / "elsewhere")
+    ours = write(RunFolder.create(config.output_dir, config), STARTED, RunStopped(step=1, lora=""))
+    write(RunFolder.create(config.output_dir, config), STARTED, RunFinished(step=1, seconds=1, lora="lora/x"))
+    theirs = replace(config, data=replace(config.data, datasets=(other,)))
+    write(RunFolder.create(config.output_dir, theirs), STARTED, RunStopped(step=1, lora=""))
+    live = write(RunFolder.create(config.output_dir, config), STARTED)
+    with live.locked():
+        assert newest_unfinished(config.output_dir, config.data) == ours
+        write(ours, RunFinished(step=2, seconds=1, lora="lora/x"))
+        with pytest.raises(ConfigError, match="no unfinished run of this dataset") as caught:
+            newest_unfinished(config.output_dir, config.data)
+    assert caught.value.remedy == "Leave out --resume."

@@ -1,0 +1,29 @@
+"""The command line: what is wrong is said before work begins, an error in one line."""
+
+import json
+import shutil
+
+import pytest
+
+from studio.cli import main
+
+
+@pytest.fixture
+def change(project, tmp_path):
+    """change(**settings): the path of a config.json of sound clips, with these settings."""
+
+    def write(**settings):
+        folder = shutil.copytree(project, tmp_path / "project")
+        config = folder / "config.json"
+        fields = json.loads(config.read_text()) | {"output_dir": str(tmp_path / "runs")} | settings
+        config.write_text(json.dumps(fields))
+        return config
+
+    return write
+
+
+def test_nothing_to_resume_is_an_error_with_its_remedy(change, capsys):
+    assert main(["train", "--config", str(change()), "--resume"]) == 1
+    error = capsys.readouterr().err
+    assert "There is no unfinished run of this dataset in " in error
+    assert "Leave out --resume." in error
