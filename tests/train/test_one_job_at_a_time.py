@@ -106,13 +106,13 @@ def test_a_dataset_with_errors_is_refused_before_anything_is_made(config, data_o
 
 
 @pytest.mark.parametrize(
-    ("error", "message", "remedy"),
+    ("error", "message", "remedy", "is_traced"),
     [
-        (CheckpointError("vae is missing.", "Copy it."), "vae is missing.", "Copy it."),
-        (ZeroDivisionError("secret"), "Something unexpected went wrong after step 0 (ZeroDivisionError).", "The log"),
+        (CheckpointError("vae is missing.", "Copy it."), "vae is missing.", "Copy it.", False),
+        (ZeroDivisionError("secret"), "Something unexpected went wrong after step 0 (ZeroDivisionError).", "The", True),
     ],
 )
-def test_a_failure_becomes_the_last_event_and_is_logged(config, report, caplog, error, message, remedy):
+def test_a_failure_becomes_the_last_event_and_is_logged(config, report, caplog, error, message, remedy, is_traced):
     def load():
         raise error
 
@@ -124,5 +124,6 @@ def test_a_failure_becomes_the_last_event_and_is_logged(config, report, caplog, 
     assert isinstance(failed, RunFailed)
     assert failed.message == message
     assert failed.remedy.startswith(remedy)
-    assert "Traceback" in caplog.text
+    assert f"run={folder.name} failed after step=0" in caplog.text
+    assert ("Traceback" in caplog.text) is is_traced, "what the user can mend needs no traceback"
     assert not is_locked(config.output_dir / LOCK_FILE)

@@ -140,8 +140,11 @@ def _drive(
                     folder.append(event)
                     on_event(event)
         except Exception as error:  # noqa: BLE001 the one boundary: a thread has nobody to raise to
-            logger.exception("run=%s failed after step=%d", folder.name, step)
             failed = _failure(error, step)
+            if isinstance(error, StudioError):
+                logger.warning("run=%s failed after step=%d: %s", folder.name, step, error.message)
+            else:
+                logger.exception("run=%s failed after step=%d", folder.name, step)
             folder.append(failed)
             on_event(failed)
 
