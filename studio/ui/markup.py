@@ -23,10 +23,17 @@ _SEVERITY_KINDS: dict[Severity, Kind] = {Severity.ERROR: "mend", Severity.WARNIN
 def failure(error: StudioError, w: Words) -> str:
     """What went wrong, and what to do, in one line."""
     remedy = f"<span class='remedy' {_core_text(w)}>{escape(error.remedy)}</span>" if error.remedy else ""
-    return (
-        f"<p class='failure' role='alert'><span class='icon' aria-hidden='true'>{ICONS['unreadable']}</span>"
-        f"<span {_core_text(w)}>{escape(error.message)}</span> {remedy}</p>"
-    )
+    return _alert(f"<span {_core_text(w)}>{escape(error.message)}</span> {remedy}")
+
+
+def unexpected(error: Exception, w: Words) -> str:
+    """One line for what nobody foresaw; the traceback is for the log."""
+    return _alert(f"<span>{escape(w('error.unexpected', what=type(error).__name__))}</span>")
+
+
+def _alert(html: str) -> str:
+    icon = f"<span class='icon' aria-hidden='true'>{ICONS['unreadable']}</span>"
+    return f"<p class='failure' role='alert'>{icon}{html}</p>"
 
 
 def note(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from studio.ui import markup
 from studio.ui.train_tab import lora_choices
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
+
+logger = logging.getLogger(__name__)
 
 NO_LORA = ""
 
@@ -112,15 +115,10 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
 
     def render(request: gr.Request, *values: Any) -> Iterator[Any]:
         stop = workshop.renders[request.session_hash or ""] = threading.Event()
-        busy = gr.update(visible=False), gr.update(visible=True, interactive=True)
         try:
-            for view in render_views(workshop, gather(*values), stop.is_set, w):
-                yield *_show(view), *busy
-        except StudioError as error:
-            yield markup.failure(error, w), *[gr.skip()] * 4, *busy
+            yield from _render(workshop, lambda: gather(*values), stop.is_set, w)
         finally:
             workshop.renders.pop(request.session_hash or "", None)
-        yield *[gr.skip()] * 5, gr.update(visible=True), gr.update(visible=False)
 
     def stop_render(request: gr.Request) -> Any:
         if event := workshop.renders.get(request.session_hash or ""):
@@ -152,6 +150,22 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     lora.focus(refresh, None, lora, show_progress="hidden", queue=False, **quiet)
     both.click(None, None, None, js=PLAY_BOTH)
     return SampleTab(refresh=refresh, take_newest=take_newest, lora=lora, rendered=rendered)
+
+
+def _render(
+    workshop: Workshop, gather: Callable[[], SampleRequest], should_stop: Callable[[], bool], w: Words
+) -> Iterator[tuple[Any, ...]]:
+    """Updates of status, both players, both, stage, Render and Cancel; the last gives Render back, come what may."""
+    busy = gr.update(visible=False), gr.update(visible=True, interactive=True)
+    try:
+        for view in render_views(workshop, gather(), should_stop, w):
+            yield *_show(view), *busy
+    except StudioError as error:
+        yield markup.failure(error, w), *[gr.skip()] * 4, *busy
+    except Exception as error:  # noqa: BLE001 the boundary of the page: nobody above would free its buttons
+        logger.exception("rendering a sample failed")
+        yield markup.unexpected(error, w), *[gr.skip()] * 4, *busy
+    yield *[gr.skip()] * 5, gr.update(visible=True), gr.update(visible=False)
 
 
 def _show(view: _View) -> tuple[Any, ...]:

@@ -1,0 +1,47 @@
+"""What the rooms do behind their buttons, without a browser."""
+
+import numpy as np
+import pytest
+import torch
+
+from studio.core.config import ModelConfig
+from studio.core.sample.sampler import SampleRequest
+from studio.ui.sample_tab import _render
+from studio.ui.settings import AppSettings
+from studio.ui.workshop import Workshop
+from studio.view.words import words
+
+pytestmark = [
+    # gradio imports starlette's test client, which warns; it is not used here
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:starlette.*"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio.*"),
+]
+
+PICTURE = np.zeros((64, 64, 3), np.uint8)
+TINY = ModelConfig(source="tiny", device="cpu")
+
+
+@pytest.fixture
+def make_workshop(tmp_path):
+    """make_workshop(**settings): a workshop on the tiny checkpoint, its runs in a new folder."""
+
+    def make(**settings):
+        return Workshop(AppSettings(**{"model": TINY, "output_dir": tmp_path / "runs", **settings}))
+
+    return make
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("<b>cannot</b>")])
+def test_whatever_ends_a_render_the_buttons_come_back(make_workshop, monkeypatch, error):
+    workshop = make_workshop()
+
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(Workshop, "bundle", lambda _self, model: fail(model))
+    request = SampleRequest(prompt="it hops", start_frame=PICTURE)
+    updates = list(_render(workshop, lambda: request, lambda: False, words("en")))
+    assert type(error).__name__ in updates[-2][0]
+    assert "<b>cannot" not in updates[-2][0]
+    *_, start, cancel = updates[-1]
+    assert (start["visible"], cancel["visible"]) == (True, False)
