@@ -15,20 +15,20 @@ from pathlib import Path
 
 from studio.core.errors import StudioError
 from studio.core.simpletuner import read_project
-from studio.view.terminal import SampleBar, TrainBar, print_report
+from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command; returns the exit code. Errors are one line and its remedy, never a traceback."""
+    """Runs one command; returns the exit code. Errors are one line with the remedy in it, never a traceback."""
     options = _parser().parse_args(arguments or ["ui"])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return options.run(options)
     except StudioError as error:
-        print(f"{error.message}\n{error.remedy}", file=sys.stderr)
+        print(f"{error.message} {error.remedy}".rstrip(), file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -118,6 +118,7 @@ def _train(options: argparse.Namespace) -> int:
     if not report.is_ok:
         print_report(report)
         return USER_ERROR
+    print_problems(report)
     resume = newest_unfinished(project.run.output_dir, project.run.data) if options.resume else None
     config = resume.config() if resume else project.run
     bar = TrainBar()

@@ -47,6 +47,13 @@ def print_report(report: DatasetReport) -> None:
     write(", ".join(text for _, text in summary_parts(report, w)))
 
 
+def print_problems(report: DatasetReport) -> None:
+    """Errors and warnings alone, in a line each."""
+    for issue in report.all_issues:
+        if issue.severity is not Severity.NOTICE:
+            _print_issue(issue)
+
+
 def _print_issue(issue: Issue) -> None:
     write(f"    {SIGNS[issue.severity]} {issue.message} {issue.remedy}".rstrip())
 

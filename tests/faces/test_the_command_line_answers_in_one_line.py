@@ -24,6 +24,13 @@ def change(project, tmp_path):
 
 def test_nothing_to_resume_is_an_error_with_its_remedy(change, capsys):
     assert main(["train", "--config", str(change()), "--resume"]) == 1
-    error = capsys.readouterr().err
-    assert "There is no unfinished run of this dataset in " in error
-    assert "Leave out --resume." in error
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("There is no unfinished run of this dataset in ")
+    assert error.endswith("Leave out --resume.")
+
+
+def test_what_a_configuration_says_in_vain_is_warned_of_before_training(change, capsys):
+    main(["train", "--config", str(change(lora_rnk=8)), "--resume"])
+    shown = capsys.readouterr().out
+    assert "lora_rnk is not a known key; it has no effect. Did you mean lora_rank?" in shown
+    assert "is taken" not in shown, "notices are left to the check"
