@@ -6,7 +6,7 @@ import torch
 
 from studio.core.config import ModelConfig
 from studio.core.sample.sampler import SampleRequest
-from studio.ui.sample_tab import _render
+from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
@@ -45,3 +45,12 @@ def test_whatever_ends_a_render_the_buttons_come_back(make_workshop, monkeypatch
     assert "<b>cannot" not in updates[-2][0]
     *_, start, cancel = updates[-1]
     assert (start["visible"], cancel["visible"]) == (True, False)
+
+
+@pytest.mark.parametrize("is_space", [True, False])
+def test_a_space_renders_no_more_than_a_visitor_may_ask_for(make_workshop, is_space):
+    workshop = make_workshop(is_space=is_space)
+    numbers = [1, 401, 900, 1024, 128, None, 0]
+    request = _request(workshop, PICTURE, "it hops", None, numbers, False, words("en"))
+    asked = (request.num_frames, request.num_inference_steps, request.height, request.width)
+    assert asked == ((33, 30, 256, 128) if is_space else (401, 900, 1024, 128))
