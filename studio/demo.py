@@ -21,7 +21,7 @@ from studio.core.errors import ConfigError
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.runlog import RunFolder, RunState
 from studio.core.sample.sampler import SampleRequest, sample
-from studio.core.sample.video import write_video
+from studio.core.sample.video import make_folder, write_video
 from studio.core.train.job import run_inline
 from studio.core.types import DatasetReport
 from studio.view.plots import draw_loss, save_figure
@@ -39,9 +39,11 @@ def run_demo(out: Path | None, *, should_stop: Callable[[], bool]) -> bool:
     """
     started = time.perf_counter()
     out = out or Path("outputs") / f"demo-{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"The folder {out} is not empty.", "Give another --out; nothing is overwritten.")
-    out.mkdir(parents=True, exist_ok=True)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(
+            f"{out} is there already and not an empty folder.", "Give another --out; nothing is overwritten."
+        )
+    make_folder(out)
 
     write("1. The demo dataset, and what a check says of a broken one")
     project, report = check_project(asset_path("shapes"))

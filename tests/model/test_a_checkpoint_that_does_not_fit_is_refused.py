@@ -71,6 +71,30 @@ def test_a_cut_off_shard_is_named(checkpoint):
         load(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [("dit", "config.json"), ("tokenizer", "tokenizer_config.json"), ("scheduler", "scheduler_config.json")],
+)
+def test_a_part_that_is_not_json_is_named(checkpoint, part, file):
+    (checkpoint / part / file).write_text("{ broken")
+    with pytest.raises(CheckpointError, match=f"part {part} cannot be loaded"):
+        load(checkpoint)
+
+
+def test_text_encoder_weights_that_are_missing_or_misshapen_are_named(checkpoint):
+    file = checkpoint / "text_encoder/model.safetensors"
+    tensors = load_file(file)
+    save_file({n: t for n, t in tensors.items() if n != "shared.weight"}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="text_encoder.*shared.weight"):
+        load(checkpoint)
+    save_file({**tensors, "encoder.final_layer_norm.weight": torch.ones(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="text_encoder"):
+        load(checkpoint)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="text_encoder has no safetensors file"):
+        load(checkpoint)
+
+
 def test_a_text_encoder_of_another_width_is_refused_with_both_numbers(checkpoint):
     config = json.loads((checkpoint / "text_encoder/config.json").read_text())
     (checkpoint / "text_encoder/config.json").write_text(json.dumps({**config, "d_model": 96}))

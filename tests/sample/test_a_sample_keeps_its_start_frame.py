@@ -92,6 +92,9 @@ def test_a_stop_between_two_steps_leaves_no_file(tiny_bundle, request_, tmp_path
         ({"num_frames": 90}, "90 frames", "89 or 93"),
         ({"height": 300, "width": 500}, "300x500", "304x496"),
         ({"num_inference_steps": 0}, "0 steps", "1 step"),
+        ({"num_frames": 1}, "1 frames", "5 or 9"),
+        ({"height": 64000, "width": 64}, "64000x64", "4096"),
+        ({"seed": 10**20}, "out of range", "2^63"),
     ],
 )
 def test_what_the_model_cannot_take_is_named_with_the_nearest_that_it_can(tiny_bundle, request_, change, said, mend):

@@ -208,6 +208,8 @@ def load_image(path: Path) -> Image.Image:
                 raise too_large
             image.load()
             return ImageOps.exif_transpose(image)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise MediaError(f"There is no image {path}.", "Check the path.") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise too_large from error
     except UnidentifiedImageError as error:

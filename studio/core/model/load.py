@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler
@@ -79,6 +81,10 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
     dit: LongCatVideoTransformer3DModel = _load_checked(LongCatVideoTransformer3DModel, folder / "dit", dtype)
     vae: AutoencoderKLWan = _load_checked(AutoencoderKLWan, folder / "vae", dtype)
     encoder = _load_text_encoder(folder / "text_encoder", dtype, dit.config["caption_channels"])
+    with _named(folder / "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    with _named(folder / "scheduler"):
+        scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     choice = _attention(config.attention, dit)
     dit.set_attention(choice)
     for module in (dit, vae, encoder):
@@ -87,10 +93,8 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
         source=config.source,
         dit=dit,
         vae=vae,
-        prompt_encoder=PromptEncoder(AutoTokenizer.from_pretrained(folder / "tokenizer"), encoder),
-        scheduler=cast(
-            FlowMatchEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-        ),
+        prompt_encoder=PromptEncoder(tokenizer, encoder),
+        scheduler=scheduler,
         grid=GridSpec(
             temporal_stride=vae.config["scale_factor_temporal"],
             spatial_stride=vae.config["scale_factor_spatial"],
@@ -164,11 +168,23 @@ def _download(hub_id: str) -> Path:
 
 def _load_checked(cls: Any, folder: Path, dtype: torch.dtype) -> Any:
     """A diffusers model whose files hold exactly its tensors; weights go from disk into a meta-device skeleton."""
-    with torch.device("meta"):
+    with _named(folder), torch.device("meta"):
         skeleton = cls.from_config(cls.load_config(folder))
     expected = {name: tuple(t.shape) for name, t in skeleton.state_dict().items()}
     compare_tensors(read_shapes(folder), expected, folder.name)
     return cls.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=True)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What a library says of a broken part becomes a CheckpointError that names the part."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"The checkpoint part {folder.name} cannot be loaded: {first}", "Copy that folder again."
+        ) from error
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -217,7 +233,8 @@ def compare_tensors(found: dict[str, tuple[int, ...]], expected: dict[str, tuple
 
 def _load_text_encoder(folder: Path, dtype: torch.dtype, caption_width: int) -> PreTrainedModel:
     """The encoder that `config.json` declares: UMT5, or the language model of Qwen2.5-VL."""
-    config = AutoConfig.from_pretrained(folder)
+    with _named(folder):
+        config = AutoConfig.from_pretrained(folder)
     if config.model_type not in ("umt5", "qwen2_5_vl"):
         raise CheckpointError(
             f"The text encoder is of type {config.model_type}; known are umt5 and qwen2_5_vl.",
@@ -232,18 +249,23 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype, caption_width: int) -> 
             "Use the text encoder that the transformer was trained with (for LongCat-Video: its own UMT5-XXL).",
         )
     cls = UMT5EncoderModel if is_umt5 else Qwen2_5_VLForConditionalGeneration
-    loaded: Any = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    stored = read_shapes(folder)
+    with _named(folder):
+        loaded: Any = cls.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     model, report = loaded
-    missing = set(report["missing_keys"]) - {"encoder.embed_tokens.weight", "lm_head.weight"}
-    if missing or report["mismatched_keys"]:
-        names = sorted(missing) + [str(key) for key in report["mismatched_keys"]]
+    # One table under two names: a file may hold it under either.
+    tied = {"shared.weight", "encoder.embed_tokens.weight"} if is_umt5 else {"lm_head.weight"}
+    names = ["shared.weight"] if is_umt5 and not tied & stored.keys() else []
+    names += sorted(set(report["missing_keys"]) - tied) + sorted(set(report["unexpected_keys"]) - tied)
+    names += [str(key) for key in report["mismatched_keys"]]
+    if names:
         raise CheckpointError(
             f"The weights of text_encoder do not fit its config.json: {', '.join(names[:3])}.",
             "Use the config and the weights of the same text encoder.",
         )
     if not is_umt5:
         return model.model.language_model
-    # One table under two names: some transformers releases leave the second one uninitialised.
+    # Some transformers releases leave the second name uninitialised.
     model.encoder.embed_tokens.weight = model.shared.weight
     return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -112,7 +113,6 @@ def read_lora(dit: LongCatVideoTransformer3DModel, file: Path) -> tuple[dict[str
         AdapterError: not safetensors, not a LoRA, or of another shape; the first keys are named with both shapes.
     """
     state, metadata = _read_file(file)
-    rank = next(iter(state.values())).shape[0] if state else 0
     problems = _misfits(dit, state)
     if problems or not state:
         detail = "; ".join(problems[:3]) or "it holds no lora_A and lora_B tensors"
@@ -124,8 +124,15 @@ def read_lora(dit: LongCatVideoTransformer3DModel, file: Path) -> tuple[dict[str
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise AdapterError(f"{file.name} holds NaN or infinity in {len(bad)} tensors.", "Train it again.")
-    config = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    return state, LoraSettings(rank=rank, alpha=float(config.get("transformer.lora_alpha", rank)))
+    rank = _rank(state)
+    try:
+        config = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+        alpha = float(config.get("transformer.lora_alpha", rank))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise AdapterError(
+            f"{file.name} says of itself what cannot be read ({LORA_ADAPTER_METADATA_KEY}).", "Save it again."
+        ) from error
+    return state, LoraSettings(rank=rank, alpha=alpha)
 
 
 @contextmanager
@@ -134,19 +141,13 @@ def lora_applied(dit: LongCatVideoTransformer3DModel, file: Path | None, strengt
 
     An adapter in training is set aside and put back. The base weights are never touched. Raises AdapterError.
     """
-    if file is not None:
-        state, settings = read_lora(dit, file)
-        with warnings.catch_warnings():
-            # A second adapter beside the one in training is what is wanted here.
-            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-            dit.add_adapter(_peft_config(settings), SAMPLING)
-        own = get_peft_model_state_dict(dit, adapter_name=SAMPLING)
-        for name, tensor in own.items():
-            tensor.data.copy_(state[name])
-        dit.set_adapters(SAMPLING, strength)
-    elif adapter_names(dit):
-        dit.disable_lora()
+    read = None if file is None else read_lora(dit, file)
     try:
+        if read is not None:
+            _put_on(dit, *read)
+            dit.set_adapters(SAMPLING, strength)
+        elif adapter_names(dit):
+            dit.disable_lora()
         yield
     finally:
         if TRAINING in adapter_names(dit):
@@ -155,13 +156,25 @@ def lora_applied(dit: LongCatVideoTransformer3DModel, file: Path | None, strengt
         remove_lora(dit, SAMPLING)
 
 
-def _peft_config(settings: LoraSettings) -> LoraConfig:
+def _put_on(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tensor], settings: LoraSettings) -> None:
+    """Adds the adapter `sampling` to just the layers that `state` has weights for."""
+    layers = sorted({name.rpartition(".lora_")[0] for name in state})
+    with warnings.catch_warnings():
+        # A second adapter beside the one in training is what is wanted here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+        dit.add_adapter(_peft_config(settings, "|".join(re.escape(layer) for layer in layers)), SAMPLING)
+    for name, tensor in get_peft_model_state_dict(dit, adapter_name=SAMPLING).items():
+        tensor.data.copy_(state[name])
+
+
+def _peft_config(settings: LoraSettings, layers: str = LORA_TARGETS) -> LoraConfig:
+    """`layers` is a regular expression that matches whole module names."""
     alpha = settings.resolved_alpha
     return LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, int(alpha) if alpha.is_integer() else alpha),
         lora_dropout=settings.dropout,
-        target_modules=LORA_TARGETS,
+        target_modules=layers,
     )
 
 
@@ -189,15 +202,21 @@ def _plain_name(name: str) -> str:
     return name
 
 
+def _rank(state: Mapping[str, torch.Tensor]) -> int:
+    return next((t.shape[0] for n, t in state.items() if n.endswith(".lora_A.weight") and t.dim() == 2), 0)
+
+
 def _misfits(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """One sentence for every tensor of `state` that has no place in the model, and for every place left empty."""
+    """One sentence for every tensor of `state` that has no place in the model, another shape, or no partner."""
     layers = {
         name.replace(".base_layer", ""): module
         for name, module in dit.named_modules()
         if isinstance(module, nn.Linear) and ".lora_" not in name
     }
     problems = []
-    rank = next((t.shape[0] for n, t in state.items() if n.endswith("lora_A.weight")), 0)
+    rank = _rank(state)
+    if state and rank < 1:
+        return ["it holds no lora_A tensor of rank 1 or more"]
     for name, tensor in state.items():
         module, _, part = name.rpartition(".lora_")
         layer = layers.get(module)
@@ -207,4 +226,7 @@ def _misfits(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tens
         shape = (rank, layer.in_features) if part == "A.weight" else (layer.out_features, rank)
         if tuple(tensor.shape) != shape:
             problems.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
+        partner = f"{module}.lora_{'B' if part == 'A.weight' else 'A'}.weight"
+        if partner not in state:
+            problems.append(f"{partner} is missing")
     return problems

@@ -21,7 +21,10 @@ from studio.core.model.load import ModelBundle
 from studio.core.model.lora import lora_applied
 from studio.core.model.vae import decode_latents, encode_video, frames_to_video, video_to_frames
 from studio.core.sample.denoise import denoise
-from studio.core.sample.video import write_video
+from studio.core.sample.video import make_folder, write_video
+
+MAX_EDGE = 4096
+"""Pixels; the largest published bucket has 2048."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,14 +78,19 @@ def resolve_settings(request: SampleRequest, bundle: ModelBundle) -> SampleSetti
             f"The size {height}x{width} (height x width) does not fit: both must be multiples of {unit}.",
             f"Use {near[0]}x{near[1]}.",
         )
-    if not bundle.grid.is_legal_frame_count(num_frames):
-        floor = max(1, bundle.grid.floor_frame_count(num_frames))
+    if max(height, width) > MAX_EDGE:
+        raise ConfigError(f"The size {height}x{width} is beyond what the model can do.", f"Stay within {MAX_EDGE} px.")
+    shortest = 1 + bundle.grid.temporal_stride
+    if num_frames < shortest or not bundle.grid.is_legal_frame_count(num_frames):
+        floor = max(shortest, bundle.grid.floor_frame_count(num_frames))
         raise ConfigError(
-            f"{num_frames} frames do not fit: the model takes 4k+1 frames.",
+            f"{num_frames} frames do not fit: the model takes 4k+1 frames, {shortest} or more.",
             f"Use {floor} or {floor + bundle.grid.temporal_stride}.",
         )
     if num_steps < 1:
         raise ConfigError(f"{num_steps} steps render nothing.", "Use 1 step or more.")
+    if not 0 <= request.seed < 2**63:
+        raise ConfigError(f"The seed {request.seed} is out of range.", "Use a whole number from 0 to 2^63 - 1.")
     return SampleSettings(
         height=height,
         width=width,
@@ -109,6 +117,7 @@ def render(
     generator, so a seed means the same video on every device up to rounding.
     """
     settings = resolve_settings(request, bundle)
+    make_folder(out.parent)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(request.seed)
     image = resize_frames(request.start_frame, settings.height, settings.width)

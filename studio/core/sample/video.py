@@ -20,7 +20,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[st
     Written under another name first, then moved into place: a cut-off file never carries the final name.
     Raises MediaError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     unfinished = path.with_name(f".{path.stem}.part.mp4")
     comment = f"comment={json.dumps(dict(settings), sort_keys=True)}"
     try:
@@ -34,6 +34,14 @@ def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[st
         raise MediaError(
             f"The video {path.name} could not be written: {error}.", "Check that the disk is not full."
         ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that a video goes to. Raises MediaError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"The folder {folder} cannot be made: {error.strerror}.", "Choose another place.") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:
