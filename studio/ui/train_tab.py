@@ -168,13 +168,18 @@ def _config(
     config = replace(
         run,
         model=opened.model,
-        lora=LoraSettings(rank=int(rank), dropout=run.lora.dropout),
+        lora=_with_rank(run.lora, int(rank)),
         optim=replace(run.optim, max_train_steps=int(steps), learning_rate=float(rate)),
         data=replace(run.data, train_batch_size=int(batch)),
         seed=int(seed),
         output_dir=workshop.settings.output_dir,
     )
     return config, opened.report
+
+
+def _with_rank(lora: LoraSettings, rank: int) -> LoraSettings:
+    """The project's adapter with this rank; an alpha that was equal to the rank stays so."""
+    return replace(lora, rank=rank, alpha=float(rank) if lora.alpha == lora.rank else lora.alpha)
 
 
 def _plan(workshop: Workshop, opened: Opened, steps: float, batch: float, rank: float, w: Words) -> str:

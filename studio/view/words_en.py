@@ -110,7 +110,7 @@ TEXTS = {
     "train.learning_rate": "Learning rate",
     "train.learning_rate_help": "How far one step goes.",
     "train.rank": "Rank",
-    "train.rank_help": "How much the LoRA can hold; alpha is the same.",
+    "train.rank_help": "How much the LoRA can hold.",
     "train.batch": "Batch size",
     "train.batch_help": "Clips in one step.",
     "train.seed": "Seed",

@@ -110,7 +110,7 @@ TEXTS = {
     "train.learning_rate": "Tasa de aprendizaje",
     "train.learning_rate_help": "Cuánto avanza cada paso.",
     "train.rank": "Rango",
-    "train.rank_help": "Cuánto cabe en el LoRA; alpha es igual.",
+    "train.rank_help": "Cuánto cabe en el LoRA.",
     "train.batch": "Tamaño de lote",
     "train.batch_help": "Clips en cada paso.",
     "train.seed": "Semilla",

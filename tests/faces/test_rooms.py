@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from studio.core.config import ModelConfig
+from studio.core.config import LoraSettings, ModelConfig
 from studio.core.sample.sampler import SampleRequest
 from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
+from studio.ui.train_tab import _with_rank
 from studio.ui.workshop import Workshop
 from studio.view.words import words
 
@@ -54,3 +55,9 @@ def test_a_space_renders_no_more_than_a_visitor_may_ask_for(make_workshop, is_sp
     request = _request(workshop, PICTURE, "it hops", None, numbers, False, words("en"))
     asked = (request.num_frames, request.num_inference_steps, request.height, request.width)
     assert asked == ((33, 30, 256, 128) if is_space else (401, 900, 1024, 128))
+
+
+@pytest.mark.parametrize(("alpha", "kept"), [(16.0, 16.0), (8.0, 4.0), (None, None)])
+def test_alpha_stays_unless_it_was_the_rank(alpha, kept):
+    lora = _with_rank(LoraSettings(rank=8, alpha=alpha, dropout=0.1), 4)
+    assert lora == LoraSettings(rank=4, alpha=kept, dropout=0.1)
