@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from studio.core.config import (
     RunConfig,
     ValidationConfig,
 )
+from studio.core.config_json import with_absolute_paths
 from studio.core.errors import ConfigError
 from studio.core.jsonc import Document, JsonPath, read_jsonc
 from studio.core.simpletuner_datasets import Datasets, read_datasets, resolve_path
@@ -49,22 +50,28 @@ def read_project(path: Path) -> Project:
     """The project at a config.json, a multidatabackend.json or a plain folder.
 
     A folder with config.json or multidatabackend.json is read through it (config.json first). Values that
-    cannot be used are issues of severity error, all of them collected; the default stands in for each.
+    cannot be used are issues of severity error, all of them collected; the default stands in for each. Paths in
+    the run are absolute, so that a report on its data and a run of it name files alike.
 
     Raises:
         ConfigError: there is nothing at the path, or the file itself is not readable JSON.
     """
     try:
-        if not path.is_dir():
-            return _read_document(read_jsonc(path), path.parent)
-        for name in (CONFIG_NAME, DATASETS_NAME):
-            if (path / name).is_file():
-                return _read_document(read_jsonc(path / name), path)
-        return _read_folder(path)
+        project = _read_path(path)
+        return replace(project, run=with_absolute_paths(project.run))
     except OSError as error:
         raise ConfigError(
             f"{error.filename or path} cannot be looked at: {error.strerror}.", "Check its permissions."
         ) from error
+
+
+def _read_path(path: Path) -> Project:
+    if not path.is_dir():
+        return _read_document(read_jsonc(path), path.parent)
+    for name in (CONFIG_NAME, DATASETS_NAME):
+        if (path / name).is_file():
+            return _read_document(read_jsonc(path / name), path)
+    return _read_folder(path)
 
 
 def _read_document(document: Document, folder: Path) -> Project:
@@ -86,9 +93,7 @@ def _read_document(document: Document, folder: Path) -> Project:
 def _read_config(document: Document, folder: Path) -> Project:
     reading = Reading(document)
     sections = reading.object(document.value, (), CONFIG_KEYS)
-    alignment = sections.get("data", {}).get(
-        "aspect_bucket_alignment", DataConfig(datasets=()).aspect_bucket_alignment
-    )
+    alignment = sections.get("data", {}).get("aspect_bucket_alignment", DataConfig(datasets=()).aspect_bucket_alignment)
     found = _find_datasets(reading, sections, folder, alignment)
     run = _assemble(reading, sections, found, folder)
     return Project(run, tuple(reading.issues) + found.issues)
@@ -106,9 +111,7 @@ def _find_datasets(reading: Reading, sections: Sections, folder: Path, alignment
         reading.notice((), key, f"{key} is not set; the {DATASETS_NAME} beside this file is taken.")
     elif not place.is_file():
         what = f"{key} is not set." if written is None else f"{key} is {written}, which is not a file."
-        reading.error(
-            () if written is None else (key,), key, what, f"Write the path of your {DATASETS_NAME}."
-        )
+        reading.error(() if written is None else (key,), key, what, f"Write the path of your {DATASETS_NAME}.")
         return nothing
     try:
         document = read_jsonc(place)
@@ -198,12 +201,8 @@ def _read_folder(folder: Path) -> Project:
     clips, start_frames = folder / CLIPS_FOLDER, folder / START_FRAMES_FOLDER
     if clips.is_dir() and start_frames.is_dir():
         datasets = (
-            DatasetConfig(
-                id=CLIPS_FOLDER, kind="video", directory=clips, conditioning_ids=(START_FRAMES_FOLDER,)
-            ),
-            DatasetConfig(
-                id=START_FRAMES_FOLDER, kind="conditioning", directory=start_frames, caption_strategy=None
-            ),
+            DatasetConfig(id=CLIPS_FOLDER, kind="video", directory=clips, conditioning_ids=(START_FRAMES_FOLDER,)),
+            DatasetConfig(id=START_FRAMES_FOLDER, kind="conditioning", directory=start_frames, caption_strategy=None),
         )
         layout = f"clips and captions are in {CLIPS_FOLDER}/, start frames in {START_FRAMES_FOLDER}/"
     else:
@@ -215,9 +214,7 @@ def _read_folder(folder: Path) -> Project:
         f"{folder.resolve().name} has no {CONFIG_NAME}: {layout}. Defaults: resolution {first.resolution:g}, "
         f"{first.num_frames} frames, or for shorter clips the most of the form 4k+1 that they hold."
     )
-    issue = Issue(
-        code=IssueCode.KEY_NORMALISED, severity=Severity.NOTICE, subject=CONFIG_NAME, message=message
-    )
+    issue = Issue(code=IssueCode.KEY_NORMALISED, severity=Severity.NOTICE, subject=CONFIG_NAME, message=message)
     reading = Reading(Document(name=folder.name, value=None))
     run = _assemble(reading, {}, Datasets(datasets=datasets, eval_ids=(), issues=()), folder)
     return Project(run, (issue, *reading.issues))

@@ -1,14 +1,17 @@
 """Latents are computed once, and again when what they were made from is another."""
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from studio.core.config_json import with_absolute_paths
 from studio.core.data.cache import LatentCache, fingerprint
-from studio.core.data.check import check_dataset
+from studio.core.data.check import check_dataset, check_project
 from studio.core.data.encode import Encoders, PairEncoder
 
 
@@ -119,3 +122,19 @@ def test_another_checkpoint_has_another_fingerprint():
     with torch.no_grad():
         layer.bias[0] += 1
     assert fingerprint(layer) != before
+
+
+def test_start_frames_are_kept_in_their_own_cache_when_paths_are_relative(dataset, tmp_path, monkeypatch):
+    sets = [
+        {"id": "clips", "dataset_type": "video", "instance_data_dir": "dataset/clips", "conditioning_data": "frames",
+         "cache_dir_vae": "cache/clips", "resolution": 64, "video": {"num_frames": 5}},
+        {"id": "frames", "dataset_type": "conditioning", "instance_data_dir": "dataset/start_frames",
+         "cache_dir_vae": "cache/frames"},
+    ]  # fmt: skip
+    (tmp_path / "sets.json").write_text(json.dumps(sets))
+    monkeypatch.chdir(tmp_path)
+    project, report = check_project(Path("sets.json"))
+    data = with_absolute_paths(project.run).data  # as a run does
+    list(PairEncoder(data, Counting().encoders, tmp_path / "cache" / "texts").fill(report.pairs))
+    assert len(list((tmp_path / "cache" / "frames").rglob("*.safetensors"))) == 4
+    assert len(list((tmp_path / "cache" / "clips").rglob("*.safetensors"))) == 4
