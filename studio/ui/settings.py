@@ -20,7 +20,7 @@ class AppSettings:
     model: ModelConfig = field(default_factory=lambda: ModelConfig(source=TINY))
     """Used unless the opened project's config.json names another."""
     output_dir: Path = Path("runs")
-    """Where runs are written and looked for."""
+    """Where runs are written and looked for, unless the opened project's config.json names another folder."""
     project: Path | None = None
     """Opened when the page is first loaded."""
     demo: Path = field(default_factory=lambda: asset_path(DEMO))

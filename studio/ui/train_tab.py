@@ -172,7 +172,7 @@ def _config(
         optim=replace(run.optim, max_train_steps=int(steps), learning_rate=float(rate)),
         data=replace(run.data, train_batch_size=int(batch)),
         seed=int(seed),
-        output_dir=workshop.settings.output_dir,
+        output_dir=workshop.output_dir_of(opened),
     )
     return config, opened.report
 
@@ -229,6 +229,6 @@ def _show_run(
 
 def lora_choices(workshop: Workshop, newest: int = 20) -> list[tuple[str, Path]]:
     """(run, LoRA file) of the newest runs that have one."""
-    runs = list_runs(workshop.settings.output_dir)[:newest]
+    runs = list_runs(workshop.output_dir)[:newest]
     found = [(run.name, run.snapshot().lora) for run in runs]
     return [(name, lora) for name, lora in found if lora and lora.is_file()]

@@ -12,10 +12,10 @@ from studio.core.config import DataConfig, DatasetConfig, ModelConfig, RunConfig
 from studio.core.data.check import Probes, Progress, check_dataset, check_project
 from studio.core.data.dataset import training_pairs
 from studio.core.data.decode import extract_start_frames
-from studio.core.errors import ConfigError
+from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.runlog import RunFolder, can_continue, list_runs
-from studio.core.simpletuner import CONFIG_NAME, Project
+from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
 from studio.core.train.job import TrainJob
 from studio.core.types import DatasetReport
 from studio.ui.settings import AppSettings
@@ -33,6 +33,12 @@ class Opened:
     report: DatasetReport
     model: ModelConfig
     """The project's, or the app's where the project has no config.json."""
+
+    @property
+    def output_dir(self) -> Path | None:
+        """Where its config.json wants the runs; None where it does not say."""
+        wanted = self.project.run.output_dir
+        return None if wanted.absolute() == DEFAULT_OUTPUT.absolute() else wanted
 
     @property
     def num_ready(self) -> int:
@@ -76,7 +82,7 @@ class Workshop:
 
         The user's own folders are not written to. Raises StudioError.
         """
-        into = _new_folder(self.settings.output_dir.absolute() / "start_frames", opened.path.resolve().stem)
+        into = _new_folder(self.output_dir_of(opened).absolute() / "start_frames", opened.path.resolve().stem)
         files = extract_start_frames(opened.report, into)
         data = _with_start_frames(opened.project.run.data, into)
         report = check_dataset(data, probes=self.probes)
@@ -93,6 +99,16 @@ class Workshop:
     def model(self) -> ModelConfig:
         """The model in use: that of the dataset opened last, else the app's own."""
         return self.opened[self.latest].model if self.latest and not self.settings.is_space else self.settings.model
+
+    @property
+    def output_dir(self) -> Path:
+        """Where runs are looked for: in the folder of the dataset opened last, else in the app's own."""
+        return self.output_dir_of(self.opened.get(self.latest or ""))
+
+    def output_dir_of(self, opened: Opened | None) -> Path:
+        """Where the runs of a dataset are written; the app's own folder unless its project says otherwise."""
+        wanted = opened.output_dir if opened else None
+        return wanted or self.settings.output_dir
 
     def loaded(self, model: ModelConfig) -> ModelBundle | None:
         """The bundle, if it is in memory."""
@@ -111,7 +127,7 @@ class Workshop:
         """The run of this process while it lives, else the newest on disk."""
         if self.is_training and self.job:
             return self.job.folder
-        return next(iter(list_runs(self.settings.output_dir)), None)
+        return next(iter(list_runs(self.output_dir)), None)
 
     def pace(self, model: ModelConfig) -> float | None:
         """Seconds that a step of the newest run with this model took, if that is known."""
@@ -142,6 +158,8 @@ class Workshop:
 
     def _start(self, job: TrainJob) -> RunFolder:
         with self._starting:
+            if self.is_training:
+                raise JobAlreadyRunning("A run is being trained already.", "Wait until it ends, or stop it.")
             folder = job.start()
             self.job = job
             return folder
@@ -150,13 +168,6 @@ class Workshop:
         """Asks this process's run to stop after its step."""
         if self.job:
             self.job.stop()
-
-    def find_run(self, name: str) -> RunFolder:
-        """A run by its name. Raises ConfigError."""
-        for run in list_runs(self.settings.output_dir):
-            if run.name == name:
-                return run
-        raise ConfigError(f"There is no run {name}.", "Choose one of the list.")
 
     def shown(self, file: Path, name: str | None = None) -> str:
         """A copy of the file in the private folder, for the browser; made once for each state of the file."""

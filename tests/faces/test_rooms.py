@@ -1,14 +1,17 @@
 """What the rooms do behind their buttons, without a browser."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from studio.core.config import LoraSettings, ModelConfig
+from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
 from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
-from studio.ui.train_tab import _with_rank
+from studio.ui.train_tab import _config, _with_rank
 from studio.ui.workshop import Workshop
 from studio.view.words import words
 
@@ -61,3 +64,17 @@ def test_a_space_renders_no_more_than_a_visitor_may_ask_for(make_workshop, is_sp
 def test_alpha_stays_unless_it_was_the_rank(alpha, kept):
     lora = _with_rank(LoraSettings(rank=8, alpha=alpha, dropout=0.1), 4)
     assert lora == LoraSettings(rank=4, alpha=kept, dropout=0.1)
+
+
+def test_runs_are_where_the_project_wants_them(make_workshop, project, tmp_path):
+    workshop = make_workshop()
+    plain = workshop.open(str(project))
+    assert (plain.output_dir, workshop.output_dir) == (None, workshop.settings.output_dir)
+    config = json.loads((project / "config.json").read_text()) | {"output_dir": "out"}
+    config["data_backend_config"] = str(project / "multidatabackend.json")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = workshop.open(str(tmp_path))
+    run = RunFolder.create(opened.project.run.output_dir, opened.project.run)
+    assert workshop.current_run() == run
+    assert workshop.output_dir == tmp_path / "out"
+    assert _config(workshop, str(tmp_path), (8, 1e-3, 4, 1, 1), words("en"))[0].output_dir == tmp_path / "out"
