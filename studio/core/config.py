@@ -51,6 +51,8 @@ class DatasetConfig:
     """Extra passes over the dataset in an epoch."""
     cache_dir: Path | None = None
     """Where latents are cached; None: in the run's output folder."""
+    is_eval: bool = False
+    """Held out: not trained on while there are other clips."""
 
     def __post_init__(self) -> None:
         if self.caption_strategy == "instanceprompt" and not self.instance_prompt:

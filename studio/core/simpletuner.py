@@ -130,7 +130,7 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
         reading.notice((), "output_dir", f"output_dir is not set: runs are folders in ./{DEFAULT_OUTPUT}.")
     return RunConfig(
         model=ModelConfig(source=_model_source(reading, sections, folder), **sections.get("model", {})),
-        data=DataConfig(datasets=found.datasets, **sections.get("data", {})),
+        data=DataConfig(datasets=_held_out(sections, found), **sections.get("data", {})),
         lora=LoraSettings(**sections.get("lora", {})),
         optim=_optim(reading, sections.get("optim", {})),
         validation=_validation(reading, sections, found),
@@ -166,6 +166,12 @@ def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
     return OptimConfig(**{**fields, "max_train_steps": steps, "num_train_epochs": epochs or 1})
 
 
+def _held_out(sections: Sections, found: Datasets) -> tuple[DatasetConfig, ...]:
+    """The datasets, all of those for validation marked, though samples are rendered from one of them."""
+    named = {*found.eval_ids, *sections.get("reader", {}).get("eval_dataset_ids", ())}
+    return tuple(replace(d, is_eval=d.kind == "video" and d.id in named) for d in found.datasets)
+
+
 def _validation(reading: Reading, sections: Sections, found: Datasets) -> ValidationConfig:
     """The validation, with an `eval_dataset_id` that exists, or none."""
     key = "eval_dataset_id"
@@ -188,9 +194,10 @@ def _validation(reading: Reading, sections: Sections, found: Datasets) -> Valida
     if known and not written:
         reading.notice((), key, f"{key} is not set: {known[0]} is taken, because it is of dataset_type eval.")
     if len(known) > 1:
-        reading.notice(place, key, f"Of several validation datasets the first, {known[0]}, is taken.")
-    if known and clips == known[:1]:
-        what = f"{known[0]} is the only dataset of clips, so samples are rendered from what is trained on."
+        what = f"Of several validation datasets samples are rendered from the first, {known[0]}; all are held out."
+        reading.notice(place, key, what)
+    if known and {*clips} == {*known, *found.eval_ids}:
+        what = f"there are no clips but those of {', '.join(clips)}, so samples are rendered from what is trained on."
         reading.notice(place, key, what)
     fields = sections.get("validation", {})
     return ValidationConfig(eval_dataset_id=known[0] if known else None, **fields)

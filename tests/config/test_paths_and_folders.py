@@ -55,9 +55,7 @@ def test_a_model_folder_is_found_next_to_the_config_and_a_wrong_one_named(tmp_pa
 
 
 def test_a_folder_is_read_through_its_config_first(tmp_path):
-    write(
-        tmp_path / "multidatabackend.json", [{"id": "a", "dataset_type": "video", "instance_data_dir": "x"}]
-    )
+    write(tmp_path / "multidatabackend.json", [{"id": "a", "dataset_type": "video", "instance_data_dir": "x"}])
     assert read_project(tmp_path).run.lora.rank == 8
     write(tmp_path / "config.json", {"lora_rank": 4})
     project = read_project(tmp_path)
@@ -99,6 +97,16 @@ def test_two_validation_datasets_mean_the_first_and_eval_type_is_enough(tmp_path
     assert read_project(tmp_path).run.validation.eval_dataset_id == "b"
     write(tmp_path / "config.json", {"eval_dataset_id": ["a", "b"]})
     assert read_project(tmp_path).run.validation.eval_dataset_id == "a"
+
+
+def test_every_validation_dataset_is_held_out(tmp_path):
+    kinds = {"a": "video", "b": "video", "c": "eval", "d": "eval", "e": "video"}
+    datasets = [{"id": name, "dataset_type": kind, "instance_data_dir": name} for name, kind in kinds.items()]
+    write(tmp_path / "multidatabackend.json", datasets)
+    write(tmp_path / "config.json", {"eval_dataset_id": ["d", "b"]})
+    run = read_project(tmp_path).run
+    assert [dataset.id for dataset in run.data.datasets if dataset.is_eval] == ["b", "c", "d"]
+    assert run.validation.eval_dataset_id == "d"
 
 
 def test_a_home_path_is_expanded(tmp_path, monkeypatch):

@@ -80,5 +80,8 @@ def test_validation_pairs_are_not_trained_on_unless_there_are_no_others():
     assert validation_pairs(both, config) == held[:1]
     only = DatasetReport(pairs=held, issues=())
     assert training_pairs(only, config) == held
+    seen = DatasetConfig(id="held", kind="video", directory=Path("held"), is_eval=True)
+    another = replace(config, data=DataConfig(datasets=(seen,)), validation=Validation(eval_dataset_id="other"))
+    assert training_pairs(both, another) == PAIRS, "held out, though samples are rendered from another"
     without = replace(config, validation=Validation(num_pairs=2))
     assert validation_pairs(both, without) == PAIRS[:2]

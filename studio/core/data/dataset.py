@@ -21,9 +21,10 @@ class TrainingItem:
 
 
 def training_pairs(report: DatasetReport, config: RunConfig) -> tuple[Pair, ...]:
-    """The ready pairs, without those of the validation dataset unless there is no other."""
+    """The ready pairs, without those of validation datasets unless there is no other."""
     ready = tuple(pair for pair in report.pairs if pair.is_ready)
-    others = tuple(pair for pair in ready if pair.dataset_id != config.validation.eval_dataset_id)
+    held_out = {dataset.id for dataset in config.data.datasets if dataset.is_eval} | {config.validation.eval_dataset_id}
+    others = tuple(pair for pair in ready if pair.dataset_id not in held_out)
     return others or ready
 
 
