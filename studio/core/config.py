@@ -112,8 +112,9 @@ class ValidationConfig:
     """Samples rendered while training."""
 
     eval_dataset_id: str | None = None
-    using_datasets: bool = False
-    """Start frames and prompts come from `eval_dataset_id`."""
+    using_datasets: bool = True
+    """Samples are rendered from the clips that are trained on when there is no `eval_dataset_id`; False: from no
+    others than those of `eval_dataset_id`."""
     num_pairs: int = 1
     """How many of its pairs are rendered."""
     step_interval: int = 100

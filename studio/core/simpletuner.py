@@ -200,6 +200,9 @@ def _validation(reading: Reading, sections: Sections, found: Datasets) -> Valida
         what = f"there are no clips but those of {', '.join(clips)}, so samples are rendered from what is trained on."
         reading.notice(place, key, what)
     fields = sections.get("validation", {})
+    if not known and not fields.get("using_datasets", True):
+        key = "validation_using_datasets"
+        reading.notice((key,), key, f"{key} is false and there is no validation dataset: no samples are rendered.")
     return ValidationConfig(eval_dataset_id=known[0] if known else None, **fields)
 
 

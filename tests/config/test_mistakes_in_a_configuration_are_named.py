@@ -25,11 +25,7 @@ FRAMES = {"id": "frames", "type": "local", "dataset_type": "conditioning", "inst
 def read(tmp_path):
     def read(config=None, datasets=(CLIPS, FRAMES)):
         (tmp_path / "multidatabackend.json").write_text(json.dumps(list(datasets), indent=1))
-        text = (
-            config
-            if isinstance(config, str)
-            else json.dumps({"output_dir": "out", **(config or {})}, indent=1)
-        )
+        text = config if isinstance(config, str) else json.dumps({"output_dir": "out", **(config or {})}, indent=1)
         (tmp_path / "config.json").write_text(text)
         return read_project(tmp_path / "config.json")
 
@@ -48,6 +44,12 @@ def test_a_sound_configuration_raises_no_issue_but_the_file_beside_it(read):
     project = read()
     assert [issue.subject for issue in project.issues] == ["data_backend_config"]
     assert project.run.data.datasets[0].num_frames == 93
+
+
+def test_samples_that_are_not_rendered_are_said(read):
+    (issue,) = about(read({"validation_using_datasets": False}), "validation_using_datasets")
+    assert "no samples are rendered" in issue.message
+    assert not about(read({"validation_using_datasets": False, "eval_dataset_id": "clips"}), issue.subject)
 
 
 def test_an_unknown_key_is_a_warning_with_the_nearest_name(read):

@@ -85,3 +85,17 @@ def test_validation_pairs_are_not_trained_on_unless_there_are_no_others():
     assert training_pairs(both, another) == PAIRS, "held out, though samples are rendered from another"
     without = replace(config, validation=Validation(num_pairs=2))
     assert validation_pairs(both, without) == PAIRS[:2]
+
+
+@pytest.mark.parametrize(
+    ("using_datasets", "eval_dataset_id", "is_rendered"),
+    [(True, "clips", True), (True, None, True), (False, "clips", True), (False, None, False)],
+)
+def test_samples_are_left_out_only_when_neither_datasets_nor_one_of_them_is_asked_for(
+    using_datasets, eval_dataset_id, is_rendered
+):
+    config = RunConfig(
+        model=ModelConfig(), data=DataConfig(datasets=()), lora=LoraSettings(), optim=OptimConfig(),
+        validation=Validation(using_datasets=using_datasets, eval_dataset_id=eval_dataset_id), output_dir=Path("runs"),
+    )  # fmt: skip
+    assert bool(validation_pairs(DatasetReport(pairs=PAIRS, issues=()), config)) is is_rendered

@@ -29,11 +29,14 @@ def training_pairs(report: DatasetReport, config: RunConfig) -> tuple[Pair, ...]
 
 
 def validation_pairs(report: DatasetReport, config: RunConfig) -> tuple[Pair, ...]:
-    """The pairs whose start frames are rendered while training: of the validation dataset, or of what is trained on."""
+    """The pairs whose start frames are rendered while training: of the validation dataset, or of what is trained on,
+    or none when there is neither `eval_dataset_id` nor `using_datasets`.
+    """
     validation = config.validation
-    pool = training_pairs(report, config)
     if validation.eval_dataset_id is not None:
         pool = tuple(p for p in report.pairs if p.is_ready and p.dataset_id == validation.eval_dataset_id)
+    else:
+        pool = training_pairs(report, config) if validation.using_datasets else ()
     return tuple(pair for pair in pool if pair.start_frame is not None)[: validation.num_pairs]
 
 
