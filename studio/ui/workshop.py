@@ -66,6 +66,8 @@ class Workshop:
     renders: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a render, by the visitor who asked for it."""
     _bundles: dict[ModelConfig, ModelBundle] = field(default_factory=dict)
+    _trained: ModelConfig | None = None
+    """The model of `job`."""
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -115,11 +117,12 @@ class Workshop:
         return self._bundles.get(model)
 
     def bundle(self, model: ModelConfig) -> ModelBundle:
-        """The loaded checkpoint; one is kept. Raises CheckpointError or DeviceError."""
+        """The loaded checkpoint; one is kept, and that of the live run. Raises CheckpointError or DeviceError."""
         with self._loading:
             if model not in self._bundles:
                 loaded = load_bundle(model)
-                self._bundles.clear()
+                training = self._trained if self.is_training else None
+                self._bundles = {known: held for known, held in self._bundles.items() if known == training}
                 self._bundles[model] = loaded
             return self._bundles[model]
 
@@ -149,20 +152,20 @@ class Workshop:
 
     def train(self, config: RunConfig, report: DatasetReport) -> RunFolder:
         """Starts a run. Raises DatasetError or JobAlreadyRunning."""
-        return self._start(TrainJob(config, lambda: self.bundle(config.model), report=report))
+        return self._start(TrainJob(config, lambda: self.bundle(config.model), report=report), config.model)
 
     def resume(self, run: RunFolder) -> RunFolder:
         """Takes a run up again, with its own configuration. Raises StudioError."""
         config = run.config()
-        return self._start(TrainJob(config, lambda: self.bundle(config.model), resume=run))
+        return self._start(TrainJob(config, lambda: self.bundle(config.model), resume=run), config.model)
 
-    def _start(self, job: TrainJob) -> RunFolder:
+    def _start(self, job: TrainJob, model: ModelConfig) -> RunFolder:
         with self._starting:
             if self.is_training:
                 raise JobAlreadyRunning("A run is being trained already.", "Wait until it ends, or stop it.")
-            folder = job.start()
-            self.job = job
-            return folder
+            # Before the thread asks for its model: what it loads must be known to be in use.
+            self.job, self._trained = job, model
+            return job.start()
 
     def stop(self) -> None:
         """Asks this process's run to stop after its step."""

@@ -1,12 +1,15 @@
 """What the rooms do behind their buttons, without a browser."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from studio.core.config import LoraSettings, ModelConfig
+from studio.core.errors import JobAlreadyRunning
 from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
 from studio.ui.sample_tab import _render, _request
@@ -78,3 +81,27 @@ def test_runs_are_where_the_project_wants_them(make_workshop, project, tmp_path)
     assert workshop.current_run() == run
     assert workshop.output_dir == tmp_path / "out"
     assert _config(workshop, str(tmp_path), (8, 1e-3, 4, 1, 1), words("en"))[0].output_dir == tmp_path / "out"
+
+
+def test_the_model_of_a_live_run_is_not_loaded_twice(make_workshop, monkeypatch):
+    loaded = []
+    monkeypatch.setattr("studio.ui.workshop.load_bundle", lambda model: loaded.append(model) or object())
+    workshop, job = make_workshop(), SimpleNamespace(is_alive=False, start=lambda: "folder")
+    other = replace(TINY, dtype="bf16")
+    workshop._start(job, TINY)
+    job.is_alive = True
+    held = workshop.bundle(TINY)
+    workshop.bundle(other)
+    assert workshop.bundle(TINY) is held
+    job.is_alive = False
+    workshop.bundle(replace(TINY, dtype="fp16"))
+    assert [workshop.loaded(model) is not None for model in (TINY, other)] == [False, False]
+    assert loaded == [TINY, other, replace(TINY, dtype="fp16")]
+
+
+def test_one_run_at_a_time_whatever_folder_it_is_in(make_workshop):
+    workshop, job = make_workshop(), SimpleNamespace(is_alive=False, start=lambda: "folder")
+    workshop._start(job, TINY)
+    job.is_alive = True
+    with pytest.raises(JobAlreadyRunning):
+        workshop._start(job, TINY)
