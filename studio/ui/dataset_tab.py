@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.core.data.bucket import MODEL_FPS
 from studio.core.data.decode import resize_frames
 from studio.core.errors import StudioError
 from studio.core.sample.video import write_video
@@ -20,8 +21,6 @@ from studio.view.words import Words
 
 PAGE_SIZE = 20
 """Clips on one page of the list."""
-MODEL_FPS = 15
-"""Frames a second at which the model plays what it learns."""
 
 CHOOSE_ROW = """
 element.addEventListener('click', (event) => {
@@ -188,11 +187,12 @@ def _is_shown(pair: Pair, filter_by: str) -> bool:
 def _preview(workshop: Workshop, pair: Pair) -> str | None:
     """The clip as it will be trained, for the player; None where it cannot be read."""
     frames = first_frames(pair, num_frames=0)
-    if frames is None:
+    if frames is None or pair.clip is None:
         return None
     if pair.bucket:
         frames = resize_frames(frames, pair.bucket.height, pair.bucket.width)
-    target = workshop.folder / f"clip-{abs(hash((pair.clip, pair.bucket)))}.mp4"
+    changed = pair.clip.path.stat().st_mtime_ns
+    target = workshop.folder / f"clip-{abs(hash((pair.clip, pair.bucket, changed)))}.mp4"
     if not target.exists():
         write_video(target, frames, MODEL_FPS, {})
     return str(target)

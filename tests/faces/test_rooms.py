@@ -1,6 +1,7 @@
 """What the rooms do behind their buttons, without a browser."""
 
 import json
+import os
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from studio.core.config import LoraSettings, ModelConfig
 from studio.core.errors import JobAlreadyRunning
 from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
+from studio.ui.dataset_tab import _preview
 from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
 from studio.ui.train_tab import _config, _with_rank
@@ -105,3 +107,13 @@ def test_one_run_at_a_time_whatever_folder_it_is_in(make_workshop):
     job.is_alive = True
     with pytest.raises(JobAlreadyRunning):
         workshop._start(job, TINY)
+
+
+def test_a_clip_that_was_changed_has_a_new_preview(make_workshop, project):
+    workshop = make_workshop()
+    pair = workshop.open(str(project)).report.pairs[0]
+    before = _preview(workshop, pair)
+    assert _preview(workshop, pair) == before
+    state = pair.clip.path.stat()
+    os.utime(pair.clip.path, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
+    assert _preview(workshop, pair) != before
