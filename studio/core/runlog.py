@@ -174,7 +174,7 @@ class RunFolder:
         events = [event for _, event in timed]
         started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
         cache = next((e for e in reversed(events) if isinstance(e, CacheProgress)), None)
-        ends = [e for e in events if isinstance(e, RunFinished | RunStopped)]
+        lora = next((e.lora for e in reversed(events) if isinstance(e, RunFinished | RunStopped) and e.lora), None)
         steps = _last_attempt(events)
         state = self._state(timed)
         num_steps = started.num_steps if started else 0
@@ -192,7 +192,7 @@ class RunFolder:
             seconds_per_step=seconds,
             seconds_left=seconds * (num_steps - step) if seconds is not None and state.is_live else None,
             samples=_samples(events),
-            lora=self.path / ends[-1].lora if ends and ends[-1].lora else None,
+            lora=self.path / lora if lora else None,
             failure=events[-1] if events and isinstance(events[-1], RunFailed) else None,
             started=started,
             updated=timed[-1][0] if timed else None,

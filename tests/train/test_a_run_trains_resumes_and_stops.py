@@ -142,6 +142,14 @@ def test_a_stopped_run_saves_the_lora_as_it_stood(config, run):
     assert folder.snapshot().lora.is_file()
 
 
+def test_a_resumed_run_that_is_stopped_while_caching_keeps_its_step_and_its_lora(config, run):
+    on_event, should_stop = stop_after(1)
+    folder = run(config, on_event=on_event, should_stop=should_stop)
+    run(config, resume=folder, should_stop=lambda: True)
+    assert folder.events()[-1][1] == RunStopped(step=1, lora="")
+    assert folder.snapshot().lora == folder.path / "lora/pytorch_lora_weights.safetensors"
+
+
 def test_a_loss_that_is_not_finite_names_step_and_clips_and_changes_nothing(config, tiny_bundle, report, monkeypatch):
     config = replace(config, data=replace(config.data, train_batch_size=4))
     real = learning.training_loss

@@ -56,22 +56,21 @@ def train(
         attention=bundle.attention.kind,
         attention_reason=bundle.attention.reason,
     )
+    checkpoint = latest_checkpoint(folder.path / "checkpoints") if resume else None
+    step = checkpoint.step if checkpoint else 0
     encoder = PairEncoder(config.data, make_encoders(bundle), config.output_dir / "cache")
     for done, total in encoder.fill(pairs):
         yield CacheProgress(done=done, total=total)
         if should_stop():
-            yield RunStopped(step=0, lora="")
+            yield RunStopped(step=step, lora="")
             return
 
-    checkpoints = folder.path / "checkpoints"
     with bundle.lock:
         learner = Learner(config, bundle, encoder, num_steps)
     try:
-        step = 0
-        if resume and (checkpoint := latest_checkpoint(checkpoints)):
+        if checkpoint:
             with bundle.lock:
                 learner.restore(checkpoint)
-            step = checkpoint.step
         samples = validation_pairs(report, config)
         saved = sampled = step
         while step < num_steps and not should_stop():
