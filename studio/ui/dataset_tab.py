@@ -11,7 +11,7 @@ from studio.core.data.bucket import MODEL_FPS
 from studio.core.data.decode import resize_frames
 from studio.core.errors import StudioError
 from studio.core.sample.video import write_video
-from studio.core.types import Pair
+from studio.core.types import Issue, Pair, Severity
 from studio.ui import markup
 from studio.ui.settings import BROKEN_DEMO, DEMO
 from studio.ui.workshop import Opened, Workshop
@@ -67,7 +67,14 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     with gr.Column(visible=False) as body, gr.Row(elem_classes="main-row"):
         with gr.Column(scale=3, min_width=320):
             choices = [(w(f"dataset.filter_{name}"), name) for name in ("all", "mend", "ready")]
-            show = gr.Radio(choices, value="all", show_label=False, container=False, elem_classes="filter")
+            show = gr.Radio(
+                choices,
+                value="all",
+                label=w("dataset.filter"),
+                show_label=False,
+                container=False,
+                elem_classes="filter",
+            )
             clips = gr.HTML(js_on_load=CHOOSE_ROW, elem_id="clips")
             with gr.Row(visible=False, elem_classes="bar-row") as pager:
                 earlier = gr.Button(w("dataset.earlier"), size="sm")
@@ -84,10 +91,12 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
                 issues = gr.HTML()
     view = [summary, body, clips, pager, where, buckets, other, issues, mend, train]
 
-    def render(opened: Opened | None, filter_by: str = "all", at: int = 0, choice: int | None = None) -> list[Any]:
+    def render(opened: Opened | None, filter_by: str = "all") -> list[Any]:
         if opened is None:
             return [gr.skip()] * len(view)
-        return _render(opened, filter_by, at, choice, w, is_space=settings.is_space)
+        unfold = gr.update(open=_has_faults(opened.report.issues))
+        parts = _render(opened, filter_by, 0, None, w, is_space=settings.is_space)
+        return [part | unfold if component is other else part for component, part in zip(view, parts, strict=True)]
 
     def open_path(target: str, progress: gr.Progress) -> list[Any]:
         if not target.strip():
@@ -113,7 +122,10 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         return open_path(demos[BROKEN_DEMO], progress)
 
     def turn(at: int, by: int, target: str | None, filter_by: str, choice: int | None) -> list[Any]:
-        return [at + by, *render(workshop.opened.get(target or ""), filter_by, at + by, choice)]
+        opened = workshop.opened.get(target or "")
+        if opened is None:
+            return [gr.skip()] * (1 + len(view))
+        return [at + by, *_render(opened, filter_by, at + by, choice, w, is_space=settings.is_space)]
 
     def choose(target: str | None, event: gr.EventData) -> tuple[Any, ...]:
         opened, index = workshop.opened.get(target or ""), event._data.get("index")
@@ -177,6 +189,11 @@ def _render(opened: Opened, filter_by: str, at: int, choice: int | None, w: Word
         gr.update(value=w.count("dataset.mend", lacking), visible=bool(lacking) and not is_space),
         gr.update(value=train, interactive=report.is_ok and ready > 0, visible=not is_space),
     ]
+
+
+def _has_faults(issues: tuple[Issue, ...]) -> bool:
+    """True where an issue is more than for information."""
+    return any(issue.severity is not Severity.NOTICE for issue in issues)
 
 
 def _is_shown(pair: Pair, filter_by: str) -> bool:
