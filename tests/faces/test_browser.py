@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH"),
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or Chrome, on the PATH"),
 ]
 
 PATIENCE = 90_000
