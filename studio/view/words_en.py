@@ -24,7 +24,6 @@ TEXTS = {
     "tab.dataset": "Dataset",
     "tab.train": "Train",
     "tab.sample": "Sample",
-    "error.prefix": "This did not work.",
     "error.unexpected": "Something unforeseen happened: {what}. The log on the terminal has the details.",
     # dataset
     "dataset.path": "Project or folder on this machine",
@@ -32,7 +31,6 @@ TEXTS = {
     "dataset.open": "Open",
     "dataset.demo": "Use the demo",
     "dataset.demo_broken": "See a faulty one",
-    "dataset.choose": "Sample dataset",
     "dataset.opening": "Looking at clip {done} of {total}",
     "dataset.ready.one": "{n} ready",
     "dataset.ready.many": "{n} ready",
@@ -48,7 +46,6 @@ TEXTS = {
     "dataset.page": "Clips {first}-{last} of {total}",
     "dataset.earlier": "Earlier clips",
     "dataset.later": "Later clips",
-    "dataset.list": "Clips",
     "dataset.start_frame": "Start frame",
     "dataset.clip": "Clip",
     "dataset.caption": "Caption",
@@ -68,7 +65,6 @@ TEXTS = {
     "dataset.no_issue": "Nothing to mend.",
     "dataset.size": "{seconds} s, {frames} frames, {width} x {height} px",
     "dataset.trained_as": "trained as {frames} frames at {width} x {height} px",
-    "dataset.read_by": "read by {reader}: {reason}",
     "dataset.other": "About the folders and the configuration ({n})",
     "dataset.buckets": "Clips by size",
     "dataset.bucket": "{width} x {height} px, {frames} frames",
@@ -104,7 +100,6 @@ TEXTS = {
     "train.time_estimate": "about {time}, at the speed of the newest run",
     "train.what_result": "Result",
     "train.result": "a LoRA of rank {rank}",
-    "train.settings": "Settings",
     "train.steps": "Steps",
     "train.steps_help": "More steps learn more, then too much.",
     "train.learning_rate": "Learning rate",
@@ -132,7 +127,6 @@ TEXTS = {
     "train.smooth": "smoothed",
     "train.log": "Logarithmic",
     "train.samples": "Samples",
-    "train.samples_later": "Samples appear as the run renders them.",
     "train.sample_step": "step {step}",
     "train.lora": "Download the LoRA",
     "train.to_sample": "Try it in Sample →",
@@ -156,7 +150,6 @@ TEXTS = {
     "sample.lora": "LoRA",
     "sample.lora_none": "none, the model as it is",
     "sample.lora_upload": "Or a .safetensors file",
-    "sample.refresh": "Look again",
     "sample.strength": "Strength",
     "sample.more": "More settings",
     "sample.frames": "Frames",
@@ -191,8 +184,6 @@ TEXTS = {
     "sample.done_steps": "{steps} steps",
     "sample.done_guidance": "guidance {guidance}",
     "sample.done_seed": "seed {seed}",
-    # notebooks
-    "nb.check": "Check again",
 }
 
 VERDICTS = {

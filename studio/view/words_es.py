@@ -24,7 +24,6 @@ TEXTS = {
     "tab.dataset": "Datos",
     "tab.train": "Entrenar",
     "tab.sample": "Generar",
-    "error.prefix": "No ha funcionado.",
     "error.unexpected": "Ha ocurrido algo imprevisto: {what}. El registro de la terminal tiene los detalles.",
     # dataset
     "dataset.path": "Proyecto o carpeta de esta máquina",
@@ -32,7 +31,6 @@ TEXTS = {
     "dataset.open": "Abrir",
     "dataset.demo": "Usar la demo",
     "dataset.demo_broken": "Ver una con fallos",
-    "dataset.choose": "Datos de muestra",
     "dataset.opening": "Mirando el clip {done} de {total}",
     "dataset.ready.one": "{n} listo",
     "dataset.ready.many": "{n} listos",
@@ -48,7 +46,6 @@ TEXTS = {
     "dataset.page": "Clips {first}-{last} de {total}",
     "dataset.earlier": "Clips anteriores",
     "dataset.later": "Clips siguientes",
-    "dataset.list": "Clips",
     "dataset.start_frame": "Imagen inicial",
     "dataset.clip": "Clip",
     "dataset.caption": "Descripción",
@@ -68,7 +65,6 @@ TEXTS = {
     "dataset.no_issue": "Nada que corregir.",
     "dataset.size": "{seconds} s, {frames} fotogramas, {width} x {height} px",
     "dataset.trained_as": "se entrena con {frames} fotogramas a {width} x {height} px",
-    "dataset.read_by": "lo lee {reader}: {reason}",
     "dataset.other": "Sobre las carpetas y la configuración ({n})",
     "dataset.buckets": "Clips por tamaño",
     "dataset.bucket": "{width} x {height} px, {frames} fot.",
@@ -104,7 +100,6 @@ TEXTS = {
     "train.time_estimate": "unos {time}, a la velocidad del último entrenamiento",
     "train.what_result": "Resultado",
     "train.result": "un LoRA de rango {rank}",
-    "train.settings": "Ajustes",
     "train.steps": "Pasos",
     "train.steps_help": "Con más pasos aprende más, y luego demasiado.",
     "train.learning_rate": "Tasa de aprendizaje",
@@ -132,7 +127,6 @@ TEXTS = {
     "train.smooth": "suavizada",
     "train.log": "Logarítmica",
     "train.samples": "Muestras",
-    "train.samples_later": "Las muestras aparecen según se generan.",
     "train.sample_step": "paso {step}",
     "train.lora": "Descargar el LoRA",
     "train.to_sample": "Probarlo en Generar →",
@@ -156,7 +150,6 @@ TEXTS = {
     "sample.lora": "LoRA",
     "sample.lora_none": "ninguno, el modelo tal cual",
     "sample.lora_upload": "O un archivo .safetensors",
-    "sample.refresh": "Volver a mirar",
     "sample.strength": "Intensidad",
     "sample.more": "Más ajustes",
     "sample.frames": "Fotogramas",
@@ -191,8 +184,6 @@ TEXTS = {
     "sample.done_steps": "{steps} pasos",
     "sample.done_guidance": "guía {guidance}",
     "sample.done_seed": "semilla {seed}",
-    # notebooks
-    "nb.check": "Revisar otra vez",
 }
 
 VERDICTS = {

@@ -1,6 +1,7 @@
 """What users read: both languages say the same things, and the pages take every word from the tables."""
 
 import ast
+import re
 import string
 from pathlib import Path
 
@@ -70,6 +71,27 @@ def used_keys(file):
 @pytest.mark.parametrize("file", [*FACES, *sorted((ROOT / "studio/view").glob("*.py"))], ids=lambda file: file.name)
 def test_every_key_in_use_is_in_the_tables(file):
     assert not set(used_keys(file)) - words_en.TEXTS.keys()
+
+
+def key_patterns(file):
+    """Every text of a file that may be a key, as a pattern; what an f-string fills in may be any one word."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = [re.escape(v.value) if isinstance(v, ast.Constant) else r"\w+" for v in node.values]
+            yield "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield re.escape(node.value)
+
+
+def test_every_key_in_the_tables_is_used():
+    tables = {ROOT / "studio/view/words_en.py", ROOT / "studio/view/words_es.py"}
+    files = [file for file in sorted((ROOT / "studio").rglob("*.py")) if file not in tables]
+    used = {pattern for file in files for pattern in key_patterns(file)}
+    # A key begins with a literal word: f"{key}.one" says nothing about which key it is.
+    used = re.compile("|".join(sorted(p for p in used if re.match(r"[a-z]+(\\\.|$)", p))))
+    keys = {re.sub(r"\.(one|many)$", "", key) for key in words_en.TEXTS}
+    unused = sorted(key for key in keys if not used.fullmatch(key))
+    assert not unused
 
 
 SHOWN = {"label", "info", "placeholder", "title"}
