@@ -206,6 +206,13 @@ def test_a_model_in_training_is_not_trained_twice(config, tiny_bundle, report):
         remove_lora(tiny_bundle.dit, TRAINING)
 
 
+def test_a_run_that_cannot_begin_leaves_no_adapter(config, tiny_bundle, report, with_optim):
+    impossible = with_optim(config, learning_rate=-1.0)
+    with pytest.raises(ValueError, match="learning rate"):
+        list(train(impossible, RunFolder.create(config.output_dir, config), tiny_bundle, report))
+    assert adapter_names(tiny_bundle.dit) == ()
+
+
 def test_nothing_ready_is_said_before_anything_is_loaded(config, tiny_bundle, report):
     with pytest.raises(DatasetError, match="No clip is ready"):
         next(train(config, RunFolder.create(config.output_dir, config), tiny_bundle, replace(report, pairs=())))

@@ -52,18 +52,24 @@ class Learner:
         self._config = config
         self._bundle = bundle
         self._encoder = encoder
-        self.parameters = add_lora(bundle.dit, config.lora, seed=config.seed)
-        self._optimizer = torch.optim.AdamW(self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY)
         self._num_steps = num_steps
         # Only its formula is used, so that the rate depends on the step alone and a resumed run needs no more state.
         self._schedule = get_scheduler(
             config.optim.lr_scheduler,
-            torch.optim.SGD(self.parameters, lr=1.0),
+            torch.optim.SGD([torch.zeros(1)], lr=1.0),
             num_warmup_steps=config.optim.lr_warmup_steps,
             num_training_steps=num_steps + 1,
         ).lr_lambdas[0]
-        if config.model.gradient_checkpointing:
-            bundle.dit.enable_gradient_checkpointing()
+        try:
+            self.parameters = add_lora(bundle.dit, config.lora, seed=config.seed)
+            self._optimizer = torch.optim.AdamW(
+                self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY
+            )
+            if config.model.gradient_checkpointing:
+                bundle.dit.enable_gradient_checkpointing()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Takes the adapter off."""
