@@ -116,6 +116,16 @@ def test_resuming_under_other_settings_is_refused_with_the_difference(config, ru
     assert adapter_names(tiny_bundle.dit) == ()
 
 
+def test_a_run_is_made_longer_unless_that_changes_its_learning_rate(config, run, with_optim, tiny_bundle, report):
+    folder = run(with_optim(config, max_train_steps=1))
+    run(with_optim(config, max_train_steps=2), resume=folder)
+    assert folder.snapshot().step == 2
+    folder = run(with_optim(config, max_train_steps=1, lr_scheduler="cosine"))
+    longer = with_optim(config, max_train_steps=2, lr_scheduler="cosine")
+    with pytest.raises(ConfigError, match="optim.max_train_steps 1, now 2"):
+        list(train(longer, folder, tiny_bundle, report, resume=True))
+
+
 def test_a_damaged_checkpoint_is_passed_over(config, run, with_optim):
     config = with_optim(config, max_train_steps=2, checkpoint_step_interval=1)
     folder = run(config)

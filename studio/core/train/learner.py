@@ -31,10 +31,11 @@ WEIGHT_DECAY = 0.01
 """torch's default for AdamW; SimpleTuner's too."""
 
 _MAY_CHANGE = (
-    "output_dir", "validation", "model.device", "model.gradient_checkpointing",
-    "optim.max_train_steps", "optim.num_train_epochs", "optim.checkpoint",
+    "output_dir", "validation", "model.device", "model.gradient_checkpointing", "optim.checkpoint",
 )  # fmt: skip
 """Parts of a configuration that may differ when a run is resumed: they change no loss."""
+_LENGTH = ("optim.max_train_steps", "optim.num_train_epochs")
+"""These may differ too, unless the learning rate falls towards the end."""
 
 
 class Learner:
@@ -125,7 +126,9 @@ class Learner:
         Raises:
             ConfigError: it was written under other settings, which are named.
         """
-        changed = _changed(checkpoint.config, json.loads(json.dumps(run_config_to_json(self._config))))
+        is_constant = self._config.optim.lr_scheduler.startswith("constant")
+        may_change = _MAY_CHANGE + (_LENGTH if is_constant else ())
+        changed = _changed(checkpoint.config, json.loads(json.dumps(run_config_to_json(self._config))), may_change)
         if changed:
             raise ConfigError(
                 f"{checkpoint.path.name} was trained with other settings: {'; '.join(changed[:3])}.",
@@ -173,16 +176,18 @@ def _diverged(step: int, items: tuple[TrainingItem, ...], loss: float) -> Studio
     )
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any], at: str = "") -> list[str]:
-    """`lora.rank 8, now 16` for each setting that differs and matters."""
+def _changed(
+    before: Mapping[str, Any], after: Mapping[str, Any], may_change: tuple[str, ...], at: str = ""
+) -> list[str]:
+    """`lora.rank 8, now 16` for each setting that differs and is not among `may_change`."""
     changed = []
     for key in before.keys() | after.keys():
         path = f"{at}{key}"
-        if path.startswith(_MAY_CHANGE):
+        if path.startswith(may_change):
             continue
         old, new = before.get(key), after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            changed += _changed(old, new, f"{path}.")
+            changed += _changed(old, new, may_change, f"{path}.")
         elif old != new:
             changed.append(f"{path} {old}, now {new}")
     return sorted(changed)
