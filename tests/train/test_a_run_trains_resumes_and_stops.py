@@ -138,6 +138,14 @@ def test_a_damaged_checkpoint_is_passed_over(config, run, with_optim):
     assert losses(folder) == before
 
 
+def test_a_folder_that_is_no_checkpoint_is_left_alone(config, run, with_optim):
+    folder = run(with_optim(config, max_train_steps=1))
+    kept = folder.path / "checkpoints/step-1-kept"
+    kept.mkdir()
+    run(with_optim(config, max_train_steps=2, checkpoints_total_limit=1), resume=folder)
+    assert sorted(path.name for path in kept.parent.iterdir()) == ["step-000002", kept.name]
+
+
 def test_checkpoints_beyond_the_limit_are_deleted_oldest_first(config, run, with_optim):
     folder = run(with_optim(config, max_train_steps=3, checkpoint_step_interval=1, checkpoints_total_limit=2))
     assert sorted(p.name for p in (folder.path / "checkpoints").iterdir()) == ["step-000002", "step-000003"]

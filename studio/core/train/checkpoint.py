@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -117,8 +118,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _finished(folder: Path) -> list[Path]:
-    """Oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Oldest first; what else lies there, such as `step-3-copy`, is left alone."""
+    numbered = [(path.name.removeprefix("step-"), path) for path in folder.glob("step-*")]
+    return [path for _, path in sorted((int(step), path) for step, path in numbered if re.fullmatch("[0-9]+", step))]
 
 
 def _prune(folder: Path, limit: int) -> None:
