@@ -92,14 +92,16 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from studio.core.data.check import check_project
+    from studio.core.data.check import Probes, check_project
     from studio.core.data.decode import extract_start_frames
     from studio.core.data.report import report_to_json
 
-    _, report = check_project(options.path)
+    probes = Probes()
+    _, report = check_project(options.path, probes=probes)
     if options.extract_start_frames:
         written = extract_start_frames(report, options.extract_start_frames)
         print(f"{len(written)} start frames written to {options.extract_start_frames}", file=sys.stderr)
+        _, report = check_project(options.path, probes=probes)
     if options.json:
         print(json.dumps(report_to_json(report), indent=2))
     else:

@@ -34,3 +34,13 @@ def test_what_a_configuration_says_in_vain_is_warned_of_before_training(change, 
     shown = capsys.readouterr().out
     assert "lora_rnk is not a known key; it has no effect. Did you mean lora_rank?" in shown
     assert "is taken" not in shown, "notices are left to the check"
+
+
+def test_a_check_that_extracts_start_frames_reports_what_is_there_afterwards(change, capsys):
+    folder = change().parent
+    (folder / "start_frames" / "shape_1.png").unlink()
+    assert main(["check", str(folder)]) == 1
+    assert main(["check", str(folder), "--json", "--extract-start-frames", str(folder / "start_frames")]) == 0
+    shown = capsys.readouterr()
+    assert "1 start frames written" in shown.err
+    assert '"ready": 4' in shown.out
