@@ -54,7 +54,7 @@ def read_project(path: Path) -> Project:
     the run are absolute, so that a report on its data and a run of it name files alike.
 
     Raises:
-        ConfigError: there is nothing at the path, or the file itself is not readable JSON.
+        ConfigError: there is nothing at the path, another kind of file, or JSON that is not readable.
     """
     try:
         project = _read_path(path)
@@ -66,6 +66,11 @@ def read_project(path: Path) -> Project:
 
 
 def _read_path(path: Path) -> Project:
+    if path.is_file() and path.suffix.lower() not in (".json", ".jsonc"):
+        raise ConfigError(
+            f"{path.name} is neither a folder nor a configuration.",
+            f"Give the folder of the dataset, its {CONFIG_NAME} or its {DATASETS_NAME}.",
+        )
     if not path.is_dir():
         return _read_document(read_jsonc(path), path.parent)
     for name in (CONFIG_NAME, DATASETS_NAME):

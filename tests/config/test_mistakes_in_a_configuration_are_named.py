@@ -243,6 +243,13 @@ def test_a_file_that_is_neither_object_nor_list_is_refused(tmp_path, text):
         read_project(tmp_path)
 
 
+def test_a_clip_instead_of_its_folder_is_refused_with_what_to_give(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"\x00\xff")
+    with pytest.raises(ConfigError, match="clip.mp4 is neither a folder nor a configuration") as caught:
+        read_project(tmp_path / "clip.mp4")
+    assert "folder of the dataset, its config.json or its multidatabackend.json" in caught.value.remedy
+
+
 def test_a_path_that_leads_nowhere_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         read_project(tmp_path / "nothing.json")
