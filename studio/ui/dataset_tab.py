@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -59,8 +60,9 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         broken_button = gr.Button(w("dataset.demo_broken"), scale=0, min_width=176, elem_id="use-broken")
     message = gr.HTML(elem_id="dataset-message")
     lines = [w("dataset.empty_1"), w("dataset.empty_2"), w("dataset.empty_3")]
+    foot = w("dataset.empty_space" if settings.is_space else "dataset.empty_note")
     with gr.Row(elem_classes="head-row"):
-        summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, w("dataset.empty_note")))
+        summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, foot))
         with gr.Column(scale=0, min_width=304):
             train = gr.Button("", variant="primary", visible=False, elem_id="to-train")
             mend = gr.Button("", visible=False, elem_id="mend")
@@ -178,7 +180,7 @@ def _render(opened: Opened, filter_by: str, at: int, choice: int | None, w: Word
     lacking, ready = len(lacking_start_frame(report)), opened.num_ready
     train = w.count("dataset.train", ready) if report.is_ok else w("dataset.train_blocked")
     return [
-        markup.summary(report, opened.path, w),
+        markup.summary(report, Path(opened.path.name) if is_space else opened.path, w),
         gr.update(visible=True),
         markup.clip_list(page, choice, w),
         gr.update(visible=len(pairs) > PAGE_SIZE),

@@ -58,6 +58,7 @@ TEXTS = {
     "dataset.empty_2": "Start frames: a picture with the name of its clip.",
     "dataset.empty_3": "Captions: a .txt with the name of its clip, saying what happens.",
     "dataset.empty_note": "Everything is checked before anything is trained. Nothing leaves this machine.",
+    "dataset.empty_space": "Here you can look at the demo. For clips of your own, install the studio on your machine.",
     "dataset.path_missing": "No path was given.",
     "dataset.path_missing_remedy": "Type the path of a folder, or use the demo.",
     "dataset.player": "What will be trained",

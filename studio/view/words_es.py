@@ -58,6 +58,7 @@ TEXTS = {
     "dataset.empty_2": "Imágenes iniciales: una imagen con el nombre de su clip.",
     "dataset.empty_3": "Descripciones: un .txt con el nombre de su clip que diga qué ocurre.",
     "dataset.empty_note": "Todo se revisa antes de entrenar. Nada sale de esta máquina.",
+    "dataset.empty_space": "Aquí puedes ver la demo. Para revisar tus propios clips, instala el estudio en tu máquina.",
     "dataset.path_missing": "No se ha dado ninguna ruta.",
     "dataset.path_missing_remedy": "Escribe la ruta de una carpeta, o usa la demo.",
     "dataset.player": "Lo que se entrenará",
