@@ -170,7 +170,7 @@ def _core_text(w: Words) -> str:
 def buckets(report: DatasetReport, batch_size: int, w: Words) -> str:
     """The bucket chart."""
     counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
-    figure = draw_buckets(counts, w, batch_size=batch_size, palette=PAGE, width=5.0)
+    figure = draw_buckets(counts, w, batch_size=batch_size, palette=PAGE, width=4.2)
     return f"<h3 class='heading'>{escape(w('dataset.buckets'))}</h3>{figure_svg(figure, w('dataset.buckets'))}"
 
 

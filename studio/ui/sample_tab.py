@@ -75,12 +75,10 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
                 label=w("sample.prompt"), placeholder=w("sample.prompt_hint"), lines=2, max_length=2000,
                 elem_id="prompt",
             )  # fmt: skip
-            with gr.Row(elem_classes="bar-row"):
-                lora = gr.Dropdown(
-                    [(w("sample.lora_none"), NO_LORA)], value=NO_LORA, label=w("sample.lora"), scale=3,
-                    elem_id="lora-choice",
-                )  # fmt: skip
-                strength = gr.Slider(0, 2, 1, step=0.05, label=w("sample.strength"), scale=2, min_width=160)
+            lora = gr.Dropdown(
+                [(w("sample.lora_none"), NO_LORA)], value=NO_LORA, label=w("sample.lora"), elem_id="lora-choice"
+            )
+            strength = gr.Slider(0, 2, 1, step=0.05, label=w("sample.strength"))
             with gr.Accordion(w("sample.lora_upload"), open=False):
                 upload = gr.File(show_label=False, file_types=[".safetensors"], height=128, elem_id="lora-file")
             with gr.Accordion(w("sample.more"), open=False):
