@@ -17,8 +17,7 @@ def make_qkv(grid_q, grid_k, *, block=None, batch=2, heads=3, width=8, dtype=tor
     generator = torch.Generator().manual_seed(0)
     sizes = [BlockGrid(grid, (1, 1, 1)).num_tokens for grid in (grid_q, grid_k, grid_k)]
     return [
-        torch.randn(batch, heads, size, width, generator=generator, dtype=torch.float64).to(dtype)
-        for size in sizes
+        torch.randn(batch, heads, size, width, generator=generator, dtype=torch.float64).to(dtype) for size in sizes
     ]
 
 
@@ -37,9 +36,7 @@ def masked_oracle(q, k, v, lists, *, grid_q, grid_k, block):
     """Dense fp64 attention under the mask that the lists spell out."""
     num_k = int(block_of_token(grid_k, block).max()) + 1
     allowed = F.one_hot(lists.indices.long(), num_k)
-    allowed = (
-        (allowed * (torch.arange(allowed.shape[-2]) < lists.counts[..., None])[..., None]).sum(-2).bool()
-    )
+    allowed = (allowed * (torch.arange(allowed.shape[-2]) < lists.counts[..., None])[..., None]).sum(-2).bool()
     mask = allowed[:, :, block_of_token(grid_q, block)][..., block_of_token(grid_k, block)]
     scores = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
     return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v.double()
@@ -81,9 +78,7 @@ def test_bf16_comes_back_as_bf16_within_its_rounding():
 def test_gradients_are_those_of_finite_differences():
     qkv = [x.requires_grad_() for x in make_qkv(**SMALL, batch=1, heads=2, width=4, dtype=torch.float64)]
     lists = select_blocks(qkv[0], qkv[1], **SMALL, sparsity=0.5)
-    assert torch.autograd.gradcheck(
-        lambda q, k, v: block_sparse_attention(q, k, v, **SMALL, lists=lists), qkv
-    )
+    assert torch.autograd.gradcheck(lambda q, k, v: block_sparse_attention(q, k, v, **SMALL, lists=lists), qkv)
 
 
 def test_chunks_change_nothing(monkeypatch):

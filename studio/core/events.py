@@ -89,14 +89,7 @@ class RunFailed:
 
 
 TrainEvent = (
-    RunStarted
-    | CacheProgress
-    | StepDone
-    | SampleSaved
-    | CheckpointSaved
-    | RunFinished
-    | RunStopped
-    | RunFailed
+    RunStarted | CacheProgress | StepDone | SampleSaved | CheckpointSaved | RunFinished | RunStopped | RunFailed
 )
 
 _EVENT_TYPES = {cls.__name__: cls for cls in TrainEvent.__args__}

@@ -78,9 +78,7 @@ def round_to_grid(value: float, alignment: int) -> int:
     return max(alignment, round(value / alignment) * alignment)
 
 
-def bucket_size(
-    height: int, width: int, *, resolution: float, resolution_type: str, alignment: int
-) -> tuple[int, int]:
+def bucket_size(height: int, width: int, *, resolution: float, resolution_type: str, alignment: int) -> tuple[int, int]:
     """Target (height, width) in pixels of a clip under SimpleTuner's bucket formulas.
 
     `resolution_type` is `pixel` (edge of the shorter side), `area` (megapixels) or `pixel_area` (the edge of a

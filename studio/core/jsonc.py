@@ -63,9 +63,7 @@ def read_jsonc(path: Path) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{path.name} cannot be read: {error.strerror}.", "Check the file's permissions."
-        ) from error
+        raise ConfigError(f"{path.name} cannot be read: {error.strerror}.", "Check the file's permissions.") from error
     if len(raw) > MAX_BYTES:
         raise ConfigError(
             f"{path.name} is larger than 1 MB, which no configuration is.",
@@ -74,9 +72,7 @@ def read_jsonc(path: Path) -> Document:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path.name} is not UTF-8 at byte {error.start}.", "Save the file as UTF-8."
-        ) from error
+        raise ConfigError(f"{path.name} is not UTF-8 at byte {error.start}.", "Save the file as UTF-8.") from error
     return parse_jsonc(text, name=path.name)
 
 

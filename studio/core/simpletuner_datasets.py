@@ -45,9 +45,7 @@ def resolve_path(written: str, folder: Path) -> Path:
     return folder / (Path(written).expanduser() if written.split("/")[0] == "~" else written)
 
 
-def read_datasets(
-    document: Document, *, folder: Path, defaults: Mapping[str, Any], alignment: int
-) -> Datasets:
+def read_datasets(document: Document, *, folder: Path, defaults: Mapping[str, Any], alignment: int) -> Datasets:
     """The datasets of a document, which should be a list of objects.
 
     `folder` is what relative paths start from; `defaults` are fields that config.json sets for all datasets;

@@ -238,7 +238,5 @@ DATASET_KEYS: Mapping[str, Rule] = {
 )
 """Keys of a dataset in multidatabackend.json, the `video` block aside."""
 
-SKIPPED_DATASET_TYPES = frozenset(
-    {"text_embeds", "image_embeds", "conditioning_image_embeds", "distillation_cache"}
-)
+SKIPPED_DATASET_TYPES = frozenset({"text_embeds", "image_embeds", "conditioning_image_embeds", "distillation_cache"})
 """Kinds of dataset that only name SimpleTuner's caches."""

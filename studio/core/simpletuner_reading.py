@@ -50,13 +50,9 @@ class Reading:
     ) -> None:
         """Collect a problem at a place in the document."""
         message = f"{self.where(at)}: {what}"
-        self.issues.append(
-            Issue(code=code, severity=severity, subject=subject, message=message, remedy=remedy)
-        )
+        self.issues.append(Issue(code=code, severity=severity, subject=subject, message=message, remedy=remedy))
 
-    def notice(
-        self, at: JsonPath, subject: str, what: str, *, code: IssueCode = IssueCode.KEY_NORMALISED
-    ) -> None:
+    def notice(self, at: JsonPath, subject: str, what: str, *, code: IssueCode = IssueCode.KEY_NORMALISED) -> None:
         """Collect something that was normalised or assumed."""
         self.error(at, subject, what, "", code=code, severity=Severity.NOTICE)
 
@@ -64,9 +60,7 @@ class Reading:
         """Collect what a value reader has to say."""
         self.error(at, subject, note.message, note.remedy, code=note.code, severity=note.severity)
 
-    def object(
-        self, members: JsonValue, at: JsonPath, table: Mapping[str, Rule], prefix: str = ""
-    ) -> Sections:
+    def object(self, members: JsonValue, at: JsonPath, table: Mapping[str, Rule], prefix: str = "") -> Sections:
         """Values of the honoured keys of a JSON object; all other keys become issues.
 
         `prefix` stands before a key in an issue's subject ("my-dataset.").
@@ -91,9 +85,7 @@ class Reading:
                 self._left_out(place, subject, value, rule)
         return sections
 
-    def _canonical(
-        self, members: dict[str, JsonValue], at: JsonPath, prefix: str
-    ) -> dict[str, tuple[str, JsonValue]]:
+    def _canonical(self, members: dict[str, JsonValue], at: JsonPath, prefix: str) -> dict[str, tuple[str, JsonValue]]:
         """Key -> (key as written, value), without leading dashes and with aliases replaced."""
         found: dict[str, tuple[str, JsonValue]] = {}
         dashed = []

@@ -57,9 +57,7 @@ def integer(at_least: int = 0) -> Reader:
     return read
 
 
-def number(
-    *, above: float | None = None, at_least: float | None = None, below: float | None = None
-) -> Reader:
+def number(*, above: float | None = None, at_least: float | None = None, below: float | None = None) -> Reader:
     """Reader of numbers within bounds."""
     bounds = [("above", above), ("at least", at_least), ("below", below)]
     expected = "a number " + " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
@@ -145,8 +143,7 @@ def off_stride_note(num_frames: int) -> Note:
     return Note(
         code=IssueCode.FRAMES_OFF_STRIDE,
         severity=Severity.WARNING,
-        message=f"{num_frames} frames break the rule (frames - 1) % {_SPEC.temporal_stride} == 0; "
-        f"{floor} are taken.",
+        message=f"{num_frames} frames break the rule (frames - 1) % {_SPEC.temporal_stride} == 0; {floor} are taken.",
         remedy=f"Write {floor} or {above}.",
     )
 
@@ -166,8 +163,7 @@ def validation_size(value: JsonValue) -> tuple[int, int] | Normalised:
         height, width = sorted((int(pair[1]), int(pair[2])))
         notes.append(
             Note(
-                message=f"{first} is taken as {height} high and {width} wide; turned when the start frame is "
-                "portrait."
+                message=f"{first} is taken as {height} high and {width} wide; turned when the start frame is portrait."
             )
         )
     else:
@@ -218,7 +214,5 @@ def bucket_alignment(value: JsonValue) -> int | Normalised:
         raise ValueError(f"a multiple of {unit}, which is what the model can take (published: {grid})")
     if alignment % grid == 0:
         return alignment
-    message = (
-        f"Buckets on a grid of {alignment} px are legal, but do not fill whole attention blocks ({grid} px)."
-    )
+    message = f"Buckets on a grid of {alignment} px are legal, but do not fill whole attention blocks ({grid} px)."
     return Normalised(alignment, (Note(code=IssueCode.SIZE_OFF_GRID, message=message),))

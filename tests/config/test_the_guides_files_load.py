@@ -79,9 +79,7 @@ def test_a_list_of_datasets_can_be_opened_by_itself(tmp_path):
 
 
 def test_forcing_xformers_as_the_guide_says_is_accepted(tmp_path):
-    text = (
-        (HERE / "guide_config.jsonc").read_text().replace("{", '{ "attention_implementation": "xformers",', 1)
-    )
+    text = (HERE / "guide_config.jsonc").read_text().replace("{", '{ "attention_implementation": "xformers",', 1)
     (tmp_path / "config.json").write_text(text)
     (tmp_path / "multidatabackend.json").write_bytes((HERE / "guide_multidatabackend.jsonc").read_bytes())
     project = read_project(tmp_path)

@@ -17,9 +17,7 @@ from studio.core.types import IssueCode, Severity
 
 
 def found(report):
-    return {
-        (issue.code, issue.subject) for issue in report.all_issues if issue.severity is not Severity.NOTICE
-    }
+    return {(issue.code, issue.subject) for issue in report.all_issues if issue.severity is not Severity.NOTICE}
 
 
 def test_sound_pairs_are_ready_and_grouped_by_bucket(tmp_path, add_pair):
@@ -33,9 +31,7 @@ def test_sound_pairs_are_ready_and_grouped_by_bucket(tmp_path, add_pair):
     assert report.pairs[0].captions == ("it moves",)
 
 
-def test_every_bad_file_is_named_in_one_pass_and_nothing_is_touched(
-    tmp_path, add_pair, draw_image, fingerprint
-):
+def test_every_bad_file_is_named_in_one_pass_and_nothing_is_touched(tmp_path, add_pair, draw_image, fingerprint):
     clips, start_frames = tmp_path / "clips", tmp_path / "start_frames"
     add_pair("good", num_frames=9)
     add_pair("ninety", num_frames=90)
@@ -127,9 +123,7 @@ def test_start_frames_that_no_dataset_holds_are_an_error(tmp_path, add_pair):
 
 def test_a_configuration_with_90_frames_says_so_once_however_it_is_made(tmp_path, add_pair):
     add_pair("a")
-    clips = DatasetConfig(
-        id="a", kind="video", directory=tmp_path / "clips", num_frames=90, conditioning_ids=("s",)
-    )
+    clips = DatasetConfig(id="a", kind="video", directory=tmp_path / "clips", num_frames=90, conditioning_ids=("s",))
     start_frames = DatasetConfig(id="s", kind="conditioning", directory=tmp_path / "start_frames")
     report = check_dataset(DataConfig(datasets=(clips, start_frames)))
     (issue,) = [i for i in report.issues if i.code is IssueCode.FRAMES_OFF_STRIDE]
@@ -184,9 +178,7 @@ def test_clips_of_one_name_in_two_datasets_are_not_given_one_start_frame(tmp_pat
     datasets = []
     for name in ("x", "y"):
         draw_clip(tmp_path / name / "a.mp4")
-        datasets.append(
-            DatasetConfig(id=name, kind="video", directory=tmp_path / name, caption_strategy=None)
-        )
+        datasets.append(DatasetConfig(id=name, kind="video", directory=tmp_path / name, caption_strategy=None))
     report = check_dataset(DataConfig(datasets=tuple(datasets)))
     with pytest.raises(DatasetError, match="a is a clip of x and of y"):
         extract_start_frames(report, tmp_path / "mended")

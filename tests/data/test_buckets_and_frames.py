@@ -117,9 +117,7 @@ def test_a_strip_has_no_bucket():
     assert issues[IssueCode.SIZE_NOT_LEGAL].severity is Severity.ERROR
 
 
-@pytest.mark.parametrize(
-    ("fps", "is_other"), [(15.0, False), (15000 / 1001, False), (25.0, True), (8.0, True)]
-)
+@pytest.mark.parametrize(("fps", "is_other"), [(15.0, False), (15000 / 1001, False), (25.0, True), (8.0, True)])
 def test_another_frame_rate_is_a_warning_with_the_speed_it_gives(fps, is_other):
     issue = assign(clip(fps=fps))[1].get(IssueCode.FRAME_RATE_OTHER)
     assert (issue is not None) == is_other

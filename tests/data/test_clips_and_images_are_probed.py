@@ -141,12 +141,7 @@ def png_header(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("edge", [50_000, 10_000, 8_100])
@@ -156,9 +151,7 @@ def test_an_image_that_claims_to_be_huge_is_refused_from_its_header(tmp_path, ed
         probe_start_frame(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize(
-    ("content", "says"), [(b"", "empty"), (b"<html>", "not a PNG"), (b"GIF89a", "not a PNG")]
-)
+@pytest.mark.parametrize(("content", "says"), [(b"", "empty"), (b"<html>", "not a PNG"), (b"GIF89a", "not a PNG")])
 def test_what_is_no_image_is_named(tmp_path, content, says):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(MediaError, match=rf"a\.png is {says}"):

@@ -81,8 +81,6 @@ def test_the_watch_sees(code):
     assert list(faults(ast.parse(code), is_silent=True))
 
 
-@pytest.mark.parametrize(
-    "code", ["model.eval()", "np.load(path)", "subprocess.run(['ls'])", "load_file(path)"]
-)
+@pytest.mark.parametrize("code", ["model.eval()", "np.load(path)", "subprocess.run(['ls'])", "load_file(path)"])
 def test_the_watch_lets_pass(code):
     assert not list(faults(ast.parse(code), is_silent=True))

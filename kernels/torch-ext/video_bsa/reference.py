@@ -48,9 +48,7 @@ def block_sparse_attention(
 
     # One key block more, without a token: entries behind the count point to it and gather nothing but zeros.
     empty = blocks_k.num_blocks
-    valid = F.pad(blocks_k.valid_tokens(q_BNSD.device), (0, 0, 0, 1)).repeat(
-        batch * heads, 1
-    )  # [B*N*(Mk+1), P]
+    valid = F.pad(blocks_k.valid_tokens(q_BNSD.device), (0, 0, 0, 1)).repeat(batch * heads, 1)  # [B*N*(Mk+1), P]
     positions = torch.arange(lists.indices.shape[-1], device=q_BNSD.device)
     indices = lists.indices.long().where(positions < lists.counts.unsqueeze(-1), empty)
     first_block = torch.arange(batch * heads, device=q_BNSD.device).view(batch, heads, 1, 1) * (empty + 1)
@@ -63,10 +61,7 @@ def block_sparse_attention(
     )  # [B*N*(Mk+1), P, D]
     chunk = max(1, CHUNK_ELEMENTS // max(1, indices.shape[-1] * k[0].numel()))
     out = torch.cat(
-        [
-            _attend(q_c, k, v, valid, idx)
-            for q_c, idx in zip(q.split(chunk), indices.split(chunk), strict=True)
-        ]
+        [_attend(q_c, k, v, valid, idx) for q_c, idx in zip(q.split(chunk), indices.split(chunk), strict=True)]
     )
     return blocks_q.from_blocks(out.unflatten(0, (batch, heads, -1))).to(q_BNSD.dtype)
 
@@ -91,9 +86,7 @@ def _check_lists(lists: BlockSelection, *, rows: tuple[int, int, int], num_block
             f"indices are {tuple(indices.shape)}, counts {tuple(counts.shape)}"
         )
     if ((counts < 0) | (counts > indices.shape[-1])).any():
-        raise ValueError(
-            f"counts must lie in [0, {indices.shape[-1]}], the width of indices {tuple(indices.shape)}"
-        )
+        raise ValueError(f"counts must lie in [0, {indices.shape[-1]}], the width of indices {tuple(indices.shape)}")
     listed = torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
     if (listed & ((indices < 0) | (indices >= num_blocks))).any():
         raise ValueError(f"indices must lie in [0, {num_blocks}), the key blocks of the grid")

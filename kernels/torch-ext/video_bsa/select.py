@@ -47,9 +47,7 @@ def select_blocks(
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is the share of key blocks skipped, in [0, 1); got {sparsity}")
     num_kept = max(1, int((1 - sparsity) * blocks_k.num_blocks))
-    scores = _block_means(q_BNSD, blocks_q) @ _block_means(k_BNSD, blocks_k).transpose(
-        -1, -2
-    )  # [B, N, Mq, Mk]
+    scores = _block_means(q_BNSD, blocks_q) @ _block_means(k_BNSD, blocks_k).transpose(-1, -2)  # [B, N, Mq, Mk]
     ranked = scores.sort(dim=-1, descending=True, stable=True).indices
     indices = ranked[..., :num_kept].sort(dim=-1).values.int()
     return BlockSelection(indices, torch.full_like(indices[..., 0], num_kept))
@@ -71,8 +69,7 @@ def check_inputs(
             raise ValueError(f"{name} must be [B, N, S, D], got {tuple(x.shape)}")
         if x.shape[2] != blocks.num_tokens:
             raise ValueError(
-                f"grid_{name} {tuple(blocks.grid)} has {blocks.num_tokens} tokens, "
-                f"but {name} is {tuple(x.shape)}"
+                f"grid_{name} {tuple(blocks.grid)} has {blocks.num_tokens} tokens, but {name} is {tuple(x.shape)}"
             )
     if q_BNSD.shape[:2] != k_BNSD.shape[:2] or q_BNSD.shape[3] != k_BNSD.shape[3]:
         raise ValueError(

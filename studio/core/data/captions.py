@@ -22,9 +22,7 @@ def read_captions(path: Path) -> tuple[str, ...]:
         with path.open("rb") as file:
             raw = file.read(MAX_CAPTION_BYTES + 1)
     except OSError as error:
-        raise MediaError(
-            f"{path.name} cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
+        raise MediaError(f"{path.name} cannot be read: {error.strerror}.", "Check its permissions.") from error
     if len(raw) > MAX_CAPTION_BYTES:
         raise MediaError(f"{path.name} is too long for captions (over 100 kB).", "Shorten it.")
     try:
@@ -32,9 +30,7 @@ def read_captions(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError as error:
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         hint = " (it looks like UTF-16)" if utf16 else ""
-        raise MediaError(
-            f"{path.name} is not UTF-8 at byte {error.start}{hint}.", "Save it as UTF-8."
-        ) from error
+        raise MediaError(f"{path.name} is not UTF-8 at byte {error.start}{hint}.", "Save it as UTF-8.") from error
     if "\0" in text:
         raise MediaError(f"{path.name} holds a NUL character, so it is not text.", "Save it as UTF-8 text.")
     return tuple(line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip())

@@ -64,9 +64,7 @@ def check_project(
     return project, replace(report, issues=project.issues + report.issues)
 
 
-def check_dataset(
-    data: DataConfig, *, progress: Progress | None = None, probes: Probes | None = None
-) -> DatasetReport:
+def check_dataset(data: DataConfig, *, progress: Progress | None = None, probes: Probes | None = None) -> DatasetReport:
     """Every clip of the `video` datasets with its start frame, captions, bucket and problems.
 
     Decodes each clip once; `probes` from an earlier check saves that for files that have not changed.
@@ -143,11 +141,7 @@ def _check_frame_count(dataset: DatasetConfig) -> list[Issue]:
         return []
     note = off_stride_note(dataset.num_frames)
     subject = f"{dataset.id}.video.num_frames"
-    return [
-        Issue(
-            code=note.code, severity=note.severity, subject=subject, message=note.message, remedy=note.remedy
-        )
-    ]
+    return [Issue(code=note.code, severity=note.severity, subject=subject, message=note.message, remedy=note.remedy)]
 
 
 def _scan_all(data: DataConfig, issues: list[Issue]) -> dict[str, Scan]:
@@ -190,9 +184,7 @@ def _scan_issues(dataset: DatasetConfig, scan: Scan) -> list[Issue]:
         for skipped in scan.skipped
     ]
     if dataset.kind == "video" and not scan.clips:
-        issues.append(
-            _no_clips(dataset.id, f"{dataset.directory} holds no clips (mp4, mov, m4v, mkv, webm).")
-        )
+        issues.append(_no_clips(dataset.id, f"{dataset.directory} holds no clips (mp4, mov, m4v, mkv, webm)."))
     return issues
 
 
@@ -213,9 +205,7 @@ def _frame_folders(dataset: DatasetConfig, scans: dict[str, Scan]) -> dict[str, 
     return {name: scans[name] for name in dataset.conditioning_ids if name in scans}
 
 
-def _check_pair(
-    dataset: DatasetConfig, files: PairedFiles, scan: Scan, alignment: int, probes: Probes
-) -> Pair:
+def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, alignment: int, probes: Probes) -> Pair:
     shown = relative_name(files.clip, scan.root)
     issues = list(files.issues)
     clip = probes.clip(files.clip)
@@ -248,9 +238,7 @@ def _check_pair(
 
 
 def _media_issue(code: IssueCode, subject: str, error: MediaError) -> Issue:
-    return Issue(
-        code=code, severity=Severity.ERROR, subject=subject, message=error.message, remedy=error.remedy
-    )
+    return Issue(code=code, severity=Severity.ERROR, subject=subject, message=error.message, remedy=error.remedy)
 
 
 def _orphans(data: DataConfig, scans: dict[str, Scan], used: frozenset[Path]) -> list[Issue]:

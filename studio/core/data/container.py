@@ -38,9 +38,7 @@ def pinned_format(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError as error:
-        raise MediaError(
-            f"{path.name} cannot be read: {error.strerror}.", "Check its permissions."
-        ) from error
+        raise MediaError(f"{path.name} cannot be read: {error.strerror}.", "Check its permissions.") from error
     if head[4:8] == b"ftyp":
         return "mov"
     if head[:4] == _EBML:
@@ -54,9 +52,7 @@ def pinned_format(path: Path) -> str:
 
 
 @contextmanager
-def open_clip(
-    path: Path, options: dict[str, str] | None = None
-) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_clip(path: Path, options: dict[str, str] | None = None) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The container and its picture stream (cover art is not one); `options` go to FFmpeg's demuxer.
 
     Raises:

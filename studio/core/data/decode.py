@@ -93,24 +93,18 @@ def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     if frames.shape[1:3] == (height, width):
         return frames.copy()
     box = cover_box(frames.shape[1], frames.shape[2], height, width)
-    resized = [
-        Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=box) for frame in frames
-    ]
+    resized = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS, box=box) for frame in frames]
     return np.stack([np.asarray(frame) for frame in resized])
 
 
-def cover_box(
-    height: int, width: int, target_height: int, target_width: int
-) -> tuple[float, float, float, float]:
+def cover_box(height: int, width: int, target_height: int, target_width: int) -> tuple[float, float, float, float]:
     """The centred part (left, top, right, bottom) of a picture that has the target's aspect."""
     scale = min(height / target_height, width / target_width)
     left, top = (width - target_width * scale) / 2, (height - target_height * scale) / 2
     return max(0.0, left), max(0.0, top), min(width, width - left), min(height, height - top)
 
 
-def extract_start_frames(
-    report: DatasetReport, into: Path, *, dataset_id: str | None = None
-) -> tuple[Path, ...]:
+def extract_start_frames(report: DatasetReport, into: Path, *, dataset_id: str | None = None) -> tuple[Path, ...]:
     """Write the first frame of clips without a start frame as `into`/<pair name>.png; return the new files.
 
     Existing files are left as they are. `dataset_id` limits it to one dataset.

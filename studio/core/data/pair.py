@@ -55,9 +55,7 @@ class _Index:
         return self._exact.get(stem) or self._loose.get(_loose_form(stem), [])
 
 
-def pair_files(
-    dataset: DatasetConfig, clips: Scan, frame_folders: Mapping[str, Scan]
-) -> tuple[PairedFiles, ...]:
+def pair_files(dataset: DatasetConfig, clips: Scan, frame_folders: Mapping[str, Scan]) -> tuple[PairedFiles, ...]:
     """One entry for each clip of a dataset, in the order of the scan.
 
     `frame_folders` are the scans in which start frames are looked for, by dataset id. The key is the relative
@@ -99,9 +97,7 @@ def _pair(
         issues.append(_duplicate(shown, "clips", stem, twins[stem]))
     claimed: list[_Candidate] = []
     if dataset.is_i2v:
-        place = (
-            f"in {' or '.join(dataset.conditioning_ids)}" if dataset.conditioning_ids else "beside the clip"
-        )
+        place = f"in {' or '.join(dataset.conditioning_ids)}" if dataset.conditioning_ids else "beside the clip"
         claimed = _find_start_frame(shown, stem, frames, place, issues)
     return PairedFiles(
         name=unicodedata.normalize("NFC", stem),
@@ -113,9 +109,7 @@ def _pair(
     )
 
 
-def _find_start_frame(
-    shown: str, stem: str, frames: _Index, place: str, issues: list[Issue]
-) -> list[_Candidate]:
+def _find_start_frame(shown: str, stem: str, frames: _Index, place: str, issues: list[Issue]) -> list[_Candidate]:
     found = frames.find(stem)
     if len(found) > 1:
         issues.append(_duplicate(shown, "start frames", stem, [c.shown for c in found]))
@@ -160,9 +154,7 @@ def _find_captions(
         issues.append(_caption_issue(unreadable, found[0].shown, error.message, error.remedy))
         return ()
     if not lines:
-        issues.append(
-            _caption_issue(IssueCode.CAPTION_MISSING, found[0].shown, f"{found[0].shown} is empty.")
-        )
+        issues.append(_caption_issue(IssueCode.CAPTION_MISSING, found[0].shown, f"{found[0].shown} is empty."))
     return lines
 
 

@@ -55,9 +55,7 @@ def probe_clip(path: Path) -> Clip:
     with open_clip(path) as (container, stream):
         count = _count_frames(path, container, stream)
         if count.first is None:
-            raise MediaError(
-                f"{path.name} holds no video frames.", "Export the clip again, or delete the file."
-            )
+            raise MediaError(f"{path.name} holds no video frames.", "Export the clip again, or delete the file.")
         _refuse_damage(path, stream, count)
         turns = quarter_turns(count.first)
         first = upright(count.first)
@@ -213,8 +211,6 @@ def load_image(path: Path) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise too_large from error
     except UnidentifiedImageError as error:
-        raise MediaError(
-            f"{path.name} is not a PNG, JPEG or WebP image.", "Save it as PNG, or delete it."
-        ) from error
+        raise MediaError(f"{path.name} is not a PNG, JPEG or WebP image.", "Save it as PNG, or delete it.") from error
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
         raise MediaError(f"{path.name} is damaged or cut off ({error}).", _COPY_AGAIN) from error

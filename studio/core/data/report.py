@@ -53,8 +53,7 @@ def _pair_to_json(pair: Pair) -> dict[str, Any]:
         "start_frame": start_frame
         and {"path": str(start_frame.path), "height": start_frame.height, "width": start_frame.width},
         "captions": list(pair.captions),
-        "bucket": bucket
-        and {"num_frames": bucket.num_frames, "height": bucket.height, "width": bucket.width},
+        "bucket": bucket and {"num_frames": bucket.num_frames, "height": bucket.height, "width": bucket.width},
         "issues": [_issue_to_json(issue) for issue in pair.issues],
     }
 
