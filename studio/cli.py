@@ -161,7 +161,7 @@ def _ui(options: argparse.Namespace) -> int:
         from studio.ui.settings import AppSettings
     except ImportError as error:
         raise StudioError(
-            f"The app needs the package {error.name}.", 'Install it: pip install "longcat-studio[ui]".'
+            f"The app needs the package {error.name}.", 'Install it: pip install -e ".[ui]".'
         ) from error
     if options.project is not None:
         read_project(options.project)
