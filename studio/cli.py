@@ -160,9 +160,7 @@ def _ui(options: argparse.Namespace) -> int:
         from studio.ui.app import launch
         from studio.ui.settings import AppSettings
     except ImportError as error:
-        raise StudioError(
-            f"The app needs the package {error.name}.", 'Install it: pip install -e ".[ui]".'
-        ) from error
+        raise StudioError(f"The app needs the package {error.name}.", 'Install it: pip install -e ".[ui]".') from error
     if options.project is not None:
         read_project(options.project)
     launch(AppSettings(project=options.project), port=options.port, open_browser=not options.no_browser)
