@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studio.core.assets import TINY
 from studio.core.config import (
     PUBLISHED_MODEL,
     DataConfig,
@@ -30,8 +31,6 @@ CONFIG_NAME = "config.json"
 DATASETS_NAME = "multidatabackend.json"
 CLIPS_FOLDER = "clips"
 START_FRAMES_FOLDER = "start_frames"
-TINY_MODEL = "tiny"
-"""Stands for the checkpoint that ships with the package."""
 DEFAULT_OUTPUT = Path("runs")
 """In the working directory: a project's own folder may be read-only."""
 
@@ -148,14 +147,14 @@ def _model_source(reading: Reading, sections: Sections, folder: Path) -> str:
     """`tiny`, a hub id, or the absolute or config-relative path of a folder."""
     settings = sections.get("reader", {})
     written = settings.get("model")
-    if written is None or written == TINY_MODEL:
+    if written is None or written == TINY:
         return written or settings.get("flavour", PUBLISHED_MODEL)
     beside = resolve_path(written, folder)
     if beside.is_dir() or (_HUB_ID.fullmatch(written) and not written.startswith(".")):
         return str(beside) if beside.is_dir() else written
     key = "pretrained_model_name_or_path"
     what = f"{key} is {written}, which is neither a folder here nor a hub id."
-    reading.error((key,), key, what, f'Write a checkpoint\'s folder, "{PUBLISHED_MODEL}" or "{TINY_MODEL}".')
+    reading.error((key,), key, what, f'Write a checkpoint\'s folder, "{PUBLISHED_MODEL}" or "{TINY}".')
     return str(beside)
 
 
