@@ -1,7 +1,14 @@
 """Block-sparse attention over a (time, height, width) grid of video tokens."""
 
+from .attention import block_sparse_attention, check_lists, kernel_refusal, select_blocks
 from .grid import BlockGrid
-from .reference import block_sparse_attention
-from .select import BlockSelection, select_blocks
+from .select import BlockSelection
 
-__all__ = ["BlockGrid", "BlockSelection", "block_sparse_attention", "select_blocks"]
+__all__ = [
+    "BlockGrid",
+    "BlockSelection",
+    "block_sparse_attention",
+    "check_lists",
+    "kernel_refusal",
+    "select_blocks",
+]

@@ -64,3 +64,8 @@ class BlockGrid:
         """Bool [M, P]: True where a block holds a token of the grid."""
         ones = torch.ones(1, 1, self.num_tokens, 1, dtype=torch.bool, device=device)
         return self.to_blocks(ones)[0, 0, :, :, 0]
+
+    def block_of_token(self, device: torch.device) -> torch.Tensor:
+        """Int64 [S]: the number of the block that each token lies in."""
+        numbers = torch.arange(self.num_blocks, device=device).view(1, 1, -1, 1, 1)
+        return self.from_blocks(numbers.expand(1, 1, -1, math.prod(self.block), 1)).flatten()

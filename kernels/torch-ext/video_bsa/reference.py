@@ -6,89 +6,136 @@ of a block, C query blocks of a chunk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
-from .grid import Triple
-from .select import BlockSelection, check_inputs, select_blocks
+from .grid import BlockGrid
 
 CHUNK_ELEMENTS = 1 << 24
-"""Elements of K gathered at once; bounds the memory of a forward pass (64 MiB in fp32, and as much for V)."""
+"""Elements of K gathered at once; bounds the memory of either pass (64 MiB in fp32, and as much for V)."""
 
 
-def block_sparse_attention(
+def reference_attention(
     q_BNSD: torch.Tensor,
     k_BNSD: torch.Tensor,
     v_BNSD: torch.Tensor,
-    *,
-    grid_q: Triple,
-    grid_k: Triple,
-    block: Triple = (4, 4, 4),
-    sparsity: float = 0.9375,
-    lists: BlockSelection | None = None,
-) -> torch.Tensor:
-    """Attention [B, N, Sq, D] of each query block to its own key blocks, in q's type; softmax scale D^-0.5.
+    indices_BNMR: torch.Tensor,
+    counts_BNM: torch.Tensor,
+    blocks_q: BlockGrid,
+    blocks_k: BlockGrid,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [B, N, Sq, D] in q's type, and the log of its softmax sums [B, N, Sq]; softmax scale D^-0.5.
 
-    Grids and block are (t, h, w) in tokens; tokens lie in row-major (t, h, w) order. No grid needs to be a
-    multiple of the block, and the two grids may differ. `lists` fixes the key blocks, and then `sparsity` is
-    not read; otherwise `select_blocks` picks them. A query block without a list gets zeros. Sums are fp32,
-    or fp64 for fp64 inputs. Differentiable in q, k and v; the choice of blocks is not.
-
-    Raises:
-        ValueError: shapes do not fit the grids or one another, or a list is not ascending or out of range.
+    Sums are fp32, or fp64 for fp64 inputs, and the logs (natural) come in that type. A query whose list is
+    empty gets zeros and -inf. Both results are differentiable by autograd, which keeps all that was gathered;
+    `reference_backward` does not.
     """
-    blocks_q, blocks_k = check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
-    if v_BNSD.shape != k_BNSD.shape:
-        raise ValueError(f"v {tuple(v_BNSD.shape)} must have the shape of k {tuple(k_BNSD.shape)}")
-    batch, heads = q_BNSD.shape[:2]
-    if lists is None:
-        lists = select_blocks(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block, sparsity=sparsity)
-    else:
-        _check_lists(lists, rows=(batch, heads, blocks_q.num_blocks), num_blocks=blocks_k.num_blocks)
+    gathered = _Gathered.of(q_BNSD, k_BNSD, v_BNSD, indices_BNMR, counts_BNM, blocks_q, blocks_k)
+    out, lse = zip(*(_attend(*chunk) for chunk in gathered.chunks(gathered.q)), strict=True)
+    rows = (*q_BNSD.shape[:2], blocks_q.num_blocks)
+    out = blocks_q.from_blocks(torch.cat(out).unflatten(0, rows)).to(q_BNSD.dtype)
+    return out, blocks_q.from_blocks(torch.cat(lse).unflatten(0, rows)).squeeze(-1)
 
-    # One key block more, without a token: entries behind the count point to it and gather nothing but zeros.
-    empty = blocks_k.num_blocks
-    valid = F.pad(blocks_k.valid_tokens(q_BNSD.device), (0, 0, 0, 1)).repeat(batch * heads, 1)  # [B*N*(Mk+1), P]
-    positions = torch.arange(lists.indices.shape[-1], device=q_BNSD.device)
-    indices = lists.indices.long().where(positions < lists.counts.unsqueeze(-1), empty)
-    first_block = torch.arange(batch * heads, device=q_BNSD.device).view(batch, heads, 1, 1) * (empty + 1)
-    indices = (indices + first_block).flatten(0, 2)  # [B*N*Mq, R]
 
-    dtype = torch.promote_types(q_BNSD.dtype, torch.float32)
-    q = blocks_q.to_blocks(q_BNSD.to(dtype) * q_BNSD.shape[-1] ** -0.5).flatten(0, 2)  # [B*N*Mq, P, D]
-    k, v = (
-        F.pad(blocks_k.to_blocks(x.to(dtype)), (0, 0, 0, 0, 0, 1)).flatten(0, 2) for x in (k_BNSD, v_BNSD)
-    )  # [B*N*(Mk+1), P, D]
-    chunk = max(1, CHUNK_ELEMENTS // max(1, indices.shape[-1] * k[0].numel()))
-    out = torch.cat(
-        [_attend(q_c, k, v, valid, idx) for q_c, idx in zip(q.split(chunk), indices.split(chunk), strict=True)]
+def reference_backward(
+    grad_out_BNSD: torch.Tensor,
+    q_BNSD: torch.Tensor,
+    k_BNSD: torch.Tensor,
+    v_BNSD: torch.Tensor,
+    out_BNSD: torch.Tensor,
+    lse_BNS: torch.Tensor,
+    indices_BNMR: torch.Tensor,
+    counts_BNM: torch.Tensor,
+    blocks_q: BlockGrid,
+    blocks_k: BlockGrid,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k and v, each in its shape and type, from what `reference_attention` returned.
+
+    Probabilities are computed again, chunk by chunk, and k and v gather their sums in the order of the query
+    blocks, so that on a CPU two runs agree bit by bit.
+
+    Source: FlashAttention-2 (arXiv 2307.08691), section 3.1.2, equations of the backward pass.
+    """
+    gathered = _Gathered.of(q_BNSD, k_BNSD, v_BNSD, indices_BNMR, counts_BNM, blocks_q, blocks_k)
+    grad_out = grad_out_BNSD.to(gathered.q.dtype)
+    delta = (grad_out * out_BNSD).sum(dim=-1, keepdim=True)
+    per_query = (blocks_q.to_blocks(x).flatten(0, 2) for x in (grad_out, lse_BNS.unsqueeze(-1), delta))
+    dq, dk, dv = [], torch.zeros_like(gathered.k), torch.zeros_like(gathered.v)
+    for q, grad, lse, delta_, k, v, hidden, listed in gathered.chunks(gathered.q, *per_query):
+        probs = torch.exp(q @ k.transpose(1, 2) - lse).masked_fill(hidden, 0.0)  # [C, P, R*P]
+        grad_scores = probs * (grad @ v.transpose(1, 2) - delta_)
+        dq.append(grad_scores @ k)
+        for total, part in ((dk, grad_scores.transpose(1, 2) @ q), (dv, probs.transpose(1, 2) @ grad)):
+            total.index_add_(0, listed, part.view(-1, *total.shape[1:]))
+    batch_heads = q_BNSD.shape[:2]
+    dq = torch.cat(dq).unflatten(0, (*batch_heads, -1)) * q_BNSD.shape[-1] ** -0.5
+    dk, dv = (x.unflatten(0, (*batch_heads, -1))[:, :, :-1] for x in (dk, dv))
+    return (
+        blocks_q.from_blocks(dq).to(q_BNSD.dtype),
+        blocks_k.from_blocks(dk).to(k_BNSD.dtype),
+        blocks_k.from_blocks(dv).to(v_BNSD.dtype),
     )
-    return blocks_q.from_blocks(out.unflatten(0, (batch, heads, -1))).to(q_BNSD.dtype)
 
 
 def _attend(
-    q_CPD: torch.Tensor, k: torch.Tensor, v: torch.Tensor, valid: torch.Tensor, indices_CR: torch.Tensor
-) -> torch.Tensor:
-    """[C, P, D]: each query block with the key blocks listed for it, out of k, v [*, P, D], valid [*, P]."""
-    hidden = ~valid[indices_CR].flatten(1).unsqueeze(1)  # [C, 1, R*P]
-    scores = q_CPD @ k[indices_CR].flatten(1, 2).transpose(1, 2)
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, _: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention [C, P, D] and log of the sums [C, P, 1] of a chunk, as `_Gathered.chunks` yields it."""
     # The lowest number, not -inf: a row with nothing to see would get NaN, and its gradient too.
-    probs = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(hidden, 0.0)
-    return probs @ v[indices_CR].flatten(1, 2)
+    scores = (q @ k.transpose(1, 2)).masked_fill(hidden, torch.finfo(q.dtype).min)
+    top = scores.detach().amax(dim=-1, keepdim=True)
+    weights = torch.exp(scores - top).masked_fill(hidden, 0.0)
+    total = weights.sum(dim=-1, keepdim=True)
+    seen = total > 0
+    total = total.where(seen, 1.0)
+    return weights @ v / total, (top + total.log()).where(seen, -torch.inf)
 
 
-def _check_lists(lists: BlockSelection, *, rows: tuple[int, int, int], num_blocks: int) -> None:
-    """Refuse lists that name a block twice, or one that does not exist."""
-    indices, counts = lists
-    if counts.shape != rows or indices.shape[:-1] != rows:
-        raise ValueError(
-            f"lists must have the rows {rows} (batch, heads, query blocks); "
-            f"indices are {tuple(indices.shape)}, counts {tuple(counts.shape)}"
+@dataclass(frozen=True)
+class _Gathered:
+    """Queries, keys and values in block order, ready to be put together by list."""
+
+    q: torch.Tensor
+    """[B*N*Mq, P, D], times the softmax scale."""
+    k: torch.Tensor
+    """[B*N*(Mk+1), P, D]: a key block more than there is, without a token, follows those of each head."""
+    v: torch.Tensor
+    """Like k."""
+    hidden: torch.Tensor
+    """Bool [B*N*(Mk+1), P]: where a key block has no token."""
+    indices: torch.Tensor
+    """Int64 [B*N*Mq, R]: rows of k, in which entries behind the count are those of the block without a token."""
+
+    @classmethod
+    def of(
+        cls,
+        q_BNSD: torch.Tensor,
+        k_BNSD: torch.Tensor,
+        v_BNSD: torch.Tensor,
+        indices_BNMR: torch.Tensor,
+        counts_BNM: torch.Tensor,
+        blocks_q: BlockGrid,
+        blocks_k: BlockGrid,
+    ) -> _Gathered:
+        device, num_heads, empty = q_BNSD.device, q_BNSD.shape[0] * q_BNSD.shape[1], blocks_k.num_blocks
+        listed = torch.arange(indices_BNMR.shape[-1], device=device) < counts_BNM.unsqueeze(-1)
+        first_row = torch.arange(num_heads, device=device).view(*q_BNSD.shape[:2], 1, 1) * (empty + 1)
+        dtype = torch.promote_types(q_BNSD.dtype, torch.float32)
+        k, v = (F.pad(blocks_k.to_blocks(x.to(dtype)), (0, 0, 0, 0, 0, 1)).flatten(0, 2) for x in (k_BNSD, v_BNSD))
+        return cls(
+            q=blocks_q.to_blocks(q_BNSD.to(dtype) * q_BNSD.shape[-1] ** -0.5).flatten(0, 2),
+            k=k,
+            v=v,
+            hidden=~F.pad(blocks_k.valid_tokens(device), (0, 0, 0, 1)).repeat(num_heads, 1),
+            indices=(indices_BNMR.long().where(listed, empty) + first_row).flatten(0, 2),
         )
-    if ((counts < 0) | (counts > indices.shape[-1])).any():
-        raise ValueError(f"counts must lie in [0, {indices.shape[-1]}], the width of indices {tuple(indices.shape)}")
-    listed = torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
-    if (listed & ((indices < 0) | (indices >= num_blocks))).any():
-        raise ValueError(f"indices must lie in [0, {num_blocks}), the key blocks of the grid")
-    if (listed[..., 1:] & (indices.diff(dim=-1) <= 0)).any():
-        raise ValueError("indices must be strictly ascending within the count")
+
+    def chunks(self, *per_query: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Some query blocks at a time: rows of `per_query`, k and v [C, R*P, D], hidden [C, 1, R*P], rows of k."""
+        size = max(1, CHUNK_ELEMENTS // (self.indices.shape[1] * self.k[0].numel()))
+        for *rows, indices in zip(*(x.split(size) for x in (*per_query, self.indices)), strict=True):
+            k, v = (x[indices].flatten(1, 2) for x in (self.k, self.v))
+            yield *rows, k, v, self.hidden[indices].flatten(1).unsqueeze(1), indices.flatten()
