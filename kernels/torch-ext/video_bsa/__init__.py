@@ -2,6 +2,7 @@
 
 from .attention import block_sparse_attention, check_lists, kernel_refusal, select_blocks
 from .grid import BlockGrid
+from .measure import list_overlap, retained_mass
 from .select import BlockSelection
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
     "block_sparse_attention",
     "check_lists",
     "kernel_refusal",
+    "list_overlap",
+    "retained_mass",
     "select_blocks",
 ]
