@@ -17,9 +17,13 @@ class RunStarted:
     device: str
     dtype: str
     attention: str
-    """`dense` or `sparse`."""
+    """`dense`, `sparse`, or `mixed` where clips of one size get the one and of another the other."""
     attention_reason: str
     """Why that attention runs."""
+    attention_sparsity: float | None = None
+    """Share of key blocks skipped; None where all is dense."""
+    attention_block: tuple[int, ...] | None = None
+    """Tokens of an attention block, (t, h, w); None where all is dense."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +118,10 @@ class SampleDone:
     seconds: float
     """From the start frame to the mp4, model loading left out."""
     attention: str
+    """`dense` or `sparse`, of this very video."""
     attention_reason: str
+    attention_sparsity: float | None = None
+    attention_block: tuple[int, ...] | None = None
 
 
 SampleEvent = DenoiseStep | SampleDone
@@ -127,5 +134,7 @@ def encode_event(event: TrainEvent, *, time: float) -> str:
 
 def decode_event(line: str) -> tuple[float, TrainEvent]:
     """(time, event) of a line that `encode_event` made."""
-    fields: dict[str, Any] = json.loads(line)
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(line).items()
+    }
     return fields.pop("time"), _EVENT_TYPES[fields.pop("event")](**fields)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from studio.core.config import ModelConfig
 from studio.core.errors import ConfigError, StudioError
-from studio.core.model.load import resolve_device
+from studio.core.model.load import ModelBundle, resolve_device
 from studio.ui import markup
 from studio.ui.dataset_tab import build_dataset_tab
 from studio.ui.sample_tab import build_sample_tab
@@ -194,8 +194,18 @@ def _chips(shop: Workshop, w: Words) -> list[tuple[str, str]]:
     if bundle is not None and bundle.device.type == "cuda":
         used = torch.cuda.memory_allocated(bundle.device) / 2**30
         chips.append((w("chip.memory"), f"{w.number(used, 1)} GiB"))
-    chips.append((w("chip.attention"), w(f"chip.{bundle.attention.kind}" if bundle else "chip.attention_later")))
+    chips.append((w("chip.attention"), _attention(bundle, w) if bundle else w("chip.attention_later")))
     return chips
+
+
+def _attention(bundle: ModelBundle, w: Words) -> str:
+    """What a video of the checkpoint's own size gets; with every video stands what it got itself."""
+    size = bundle.defaults
+    used = bundle.attention_of(size.num_frames, size.height, size.width)
+    if used.sparsity is None or used.block is None:
+        return w("chip.dense")
+    block = "x".join(str(edge) for edge in used.block)
+    return w("chip.sparse_blocks", sparsity=w.number(100 * used.sparsity, 2), block=block)
 
 
 def _device_name(model: ModelConfig) -> str:

@@ -19,6 +19,7 @@ TEXTS = {
     "chip.attention_later": "chosen when the model loads",
     "chip.dense": "dense",
     "chip.sparse": "sparse",
+    "chip.sparse_blocks": "sparse, {sparsity} % of the {block} blocks skipped",
     "theme": "Light or dark",
     "language": "Language",
     "tab.dataset": "Dataset",

@@ -19,6 +19,7 @@ TEXTS = {
     "chip.attention_later": "se elige al cargar el modelo",
     "chip.dense": "densa",
     "chip.sparse": "dispersa",
+    "chip.sparse_blocks": "dispersa, se omite el {sparsity} % de los bloques {block}",
     "theme": "Claro u oscuro",
     "language": "Idioma",
     "tab.dataset": "Datos",

@@ -9,6 +9,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from studio.core.model.attention import AttentionChoice
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.flow import set_schedule
 from studio.core.model.text import TextCondition
@@ -58,6 +59,39 @@ def test_the_stream_of_clean_latents_can_be_computed_once():
     noise = dit(latents[:, :, 2:], timestep[:, 2:], *text, kv_cache=cache)
     assert relative_error(noise, TENSORS["out.vc2_cached"]) < 1e-5
     assert relative_error(torch.cat((held, noise), dim=2), joint) < 1e-6
+
+
+def test_sparse_attention_with_the_cached_stream_is_that_of_the_joint_pass():
+    dit = model(zero_pad=False)
+    dit.set_attention(AttentionChoice(setting="sparse", block=(2, 2, 2), sparsity=0.75))
+    latents, timestep = TENSORS["in.latents"], TENSORS["in.timestep_i2v"]
+    text = TENSORS["in.prompt_embeds"], TENSORS["in.prompt_mask"]
+    joint = dit(latents, timestep, *text, num_cond_latents=1)
+    held, cache = dit(latents[:, :, :1], torch.zeros(2), None, return_kv=True)
+    with dit.recorded_attention() as records:
+        noise = dit(latents[:, :, 1:], timestep[:, 1:], *text, kv_cache=cache)
+    assert len(records) == len(dit.blocks), "the noise tokens are sparse, over all keys"
+    assert relative_error(torch.cat((held, noise), dim=2), joint) < 1e-6
+    dit.set_attention(AttentionChoice(setting="dense"))
+    assert torch.equal(dit(latents[:, :, :1], torch.zeros(2), None), held), "the start frame's stream is dense"
+
+
+def test_each_layer_notes_what_it_skips_and_only_when_asked():
+    dit = model(zero_pad=True)
+    arguments = (TENSORS["in.latents"], TENSORS["in.timestep_i2v"], TENSORS["in.prompt_embeds"])
+    masses = []
+    for sparsity in (0.0, 0.5, 0.9):
+        dit.set_attention(AttentionChoice(setting="sparse", block=(2, 2, 2), sparsity=sparsity))
+        plain = dit(*arguments, num_cond_latents=1)
+        with dit.recorded_attention() as records:
+            assert torch.equal(dit(*arguments, num_cond_latents=1), plain)
+        assert [record.layer for record in records] == list(range(len(dit.blocks)))
+        assert all(0 <= record.overlap <= 1 for record in records)
+        masses.append([record.mass for record in records])
+        dit(*arguments, num_cond_latents=1)
+        assert len(records) == len(dit.blocks), "nothing is noted afterwards"
+    assert masses[0] == pytest.approx([1.0] * len(dit.blocks), abs=1e-6)
+    assert all(half > few for half, few in zip(masses[1], masses[2], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +156,6 @@ def test_the_full_configuration_has_the_published_number_of_parameters_and_tenso
 
 
 def test_sparse_attention_that_skips_nothing_is_dense_attention():
-    from studio.core.model.attention import choose_attention
-
     dit = model(zero_pad=True)
     arguments = (
         TENSORS["in.latents"],
@@ -132,7 +164,7 @@ def test_sparse_attention_that_skips_nothing_is_dense_attention():
         TENSORS["in.prompt_mask"],
     )
     dense = dit(*arguments, num_cond_latents=1)
-    dit.set_attention(choose_attention("sparse", block=(4, 4, 4), sparsity=0.0))
+    dit.set_attention(AttentionChoice(setting="sparse", sparsity=0.0))
     assert relative_error(dit(*arguments, num_cond_latents=1), dense) < 1e-5
-    dit.set_attention(choose_attention("sparse", block=(4, 4, 4), sparsity=0.9375))
+    dit.set_attention(AttentionChoice(setting="sparse", sparsity=0.9375))
     assert relative_error(dit(*arguments, num_cond_latents=1), dense) > 1e-4, "skipping blocks must change something"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import av
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from studio.core.data.shapes import (
 )
 from studio.core.errors import ConfigError, MediaError
 from studio.core.events import DenoiseStep, SampleDone
+from studio.core.model.attention import AttentionChoice
+from studio.core.model.load import SampleDefaults
 from studio.core.model.vae import encode_video, frames_to_video
 from studio.core.sample.denoise import denoise
 from studio.core.sample.sampler import SampleRequest, resolve_settings, sample
@@ -68,6 +72,21 @@ def test_a_video_carries_its_settings_and_the_same_settings_give_the_same_video(
     np.testing.assert_array_equal(frames_of(tmp_path / "one.mp4"), frames_of(tmp_path / "two.mp4"))
 
 
+def test_a_sparse_sample_says_so_in_the_event_and_in_the_video(tiny_bundle, request_, tmp_path):
+    bundle = replace(tiny_bundle, attention=AttentionChoice(setting="sparse", refusal="no kernel"))
+    bundle.dit.set_attention(bundle.attention)
+    try:
+        *_, done = sample(replace(request_, num_inference_steps=1), bundle, tmp_path / "sparse.mp4")
+    finally:
+        bundle.dit.set_attention(tiny_bundle.attention)
+    assert isinstance(done, SampleDone)
+    assert (done.attention, done.attention_sparsity, done.attention_block) == ("sparse", 0.9375, (4, 4, 4))
+    settings = read_settings(tmp_path / "sparse.mp4")
+    assert (settings["attention"], settings["attention_sparsity"]) == ("sparse", 0.9375)
+    assert settings["attention_block"] == [4, 4, 4]
+    assert settings["attention_reason"] == done.attention_reason
+
+
 def test_the_first_latent_is_the_same_to_the_last_bit_after_every_step(tiny_bundle, request_):
     generator = torch.Generator().manual_seed(0)
     held = encode_video(tiny_bundle.vae, frames_to_video(request_.start_frame[None]), generator)
@@ -98,18 +117,12 @@ def test_a_stop_between_two_steps_leaves_no_file(tiny_bundle, request_, tmp_path
     ],
 )
 def test_what_the_model_cannot_take_is_named_with_the_nearest_that_it_can(tiny_bundle, request_, change, said, mend):
-    from dataclasses import replace
-
     with pytest.raises(ConfigError, match=said) as caught:
         resolve_settings(replace(request_, **change), tiny_bundle)
     assert mend in caught.value.remedy
 
 
 def test_a_landscape_default_turns_with_a_portrait_start_frame(tiny_bundle):
-    from dataclasses import replace
-
-    from studio.core.model.load import SampleDefaults
-
     published = replace(tiny_bundle, defaults=SampleDefaults())
     portrait = SampleRequest(prompt="", start_frame=np.zeros((900, 500, 3), np.uint8))
     assert (resolve_settings(portrait, published).height, resolve_settings(portrait, published).width) == (832, 480)
@@ -150,8 +163,6 @@ def test_a_start_frame_of_another_shape_is_cropped_not_squeezed(tiny_bundle, req
     wide = np.zeros((128, 256, 3), np.uint8)
     wide[:, 64:192] = request_.start_frame
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    from dataclasses import replace
-
     list(sample(replace(request_, start_frame=wide, num_inference_steps=2), tiny_bundle, tmp_path / "wide.mp4"))
     first = frames_of(tmp_path / "wide.mp4")[0].astype(float)
     assert 10 * np.log10(255**2 / np.square(first - request_.start_frame).mean()) > 27

@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 
 from studio.core.errors import ConfigError, DatasetError, JobAlreadyRunning, StudioError
 from studio.core.events import CheckpointSaved, RunFinished, RunStopped, SampleSaved, StepDone
+from studio.core.model.attention import AttentionChoice
 from studio.core.model.lora import TRAINING, adapter_names, add_lora, remove_lora
 from studio.core.runlog import RunFolder, RunState
 from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.train import learner as learning
-from studio.core.train.loop import train
+from studio.core.train.job import run_inline
+from studio.core.train.loop import attention_of_run, train
+from studio.core.types import Bucket
 
 
 def losses(folder):
@@ -50,6 +53,31 @@ def test_a_run_leaves_its_lora_and_gives_the_model_back_unchanged(config, run, t
     assert notes["studio.seed"] == "7"
     assert json.loads(notes["studio.config"])["lora"]["rank"] == 4
     assert str(config.output_dir) not in json.dumps(notes), "no folders of this machine in a LoRA"
+
+
+def test_a_sparse_run_says_so_in_its_log(config, run, tiny_bundle, data_of, shapes_dataset, with_optim):
+    bundle = replace(tiny_bundle, attention=AttentionChoice(setting="sparse", refusal="no kernel"))
+    bundle.dit.set_attention(bundle.attention)
+    config = replace(with_optim(config, max_train_steps=1), data=data_of(shapes_dataset))
+    try:
+        folder = run_inline(config, lambda: bundle)
+    finally:
+        bundle.dit.set_attention(tiny_bundle.attention)
+    started = folder.snapshot().started
+    assert (started.attention, started.attention_sparsity, started.attention_block) == ("sparse", 0.9375, (4, 4, 4))
+    assert "no kernel" in started.attention_reason
+
+
+def test_a_run_of_long_and_short_clips_names_the_attention_of_each(tiny_bundle, report):
+    bundle = replace(tiny_bundle, attention=AttentionChoice(setting="auto"))
+    short = report.pairs[0]
+    long = replace(short, bucket=Bucket(num_frames=93, height=480, width=832))
+    mixed = attention_of_run(bundle, [short, long])
+    assert (mixed.kind, mixed.sparsity, mixed.block) == ("mixed", 0.9375, (4, 4, 4))
+    assert "sparse for 93f 480x832" in mixed.reason
+    assert f"dense for {short.bucket}" in mixed.reason
+    assert attention_of_run(bundle, [long]).kind == "sparse"
+    assert attention_of_run(bundle, [short]).kind == "dense"
 
 
 def test_a_resumed_run_is_equal_bit_for_bit_to_an_unbroken_one(config, run, with_optim, tiny_bundle):

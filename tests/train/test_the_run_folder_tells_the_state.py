@@ -1,5 +1,6 @@
 """What a run folder says about its run, also after a crash."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -67,6 +68,16 @@ def write(folder, *events):
 def test_the_configuration_reads_back_as_it_was(folder, config):
     assert folder.config() == config
     assert read_run_config(folder.path / "config.json") == config
+
+
+def test_the_attention_of_a_run_reads_back_also_from_a_log_that_knew_less(folder):
+    told = replace(STARTED, attention="sparse", attention_sparsity=0.9375, attention_block=(4, 4, 4))
+    write(folder, told)
+    assert folder.snapshot().started == told
+    events = folder.path / "events.jsonl"
+    fields = json.loads(events.read_text())
+    events.write_text(json.dumps({k: v for k, v in fields.items() if not k.endswith(("_sparsity", "_block"))}) + "\n")
+    assert folder.snapshot().started == replace(told, attention_sparsity=None, attention_block=None)
 
 
 def test_relative_folders_are_written_from_the_root(config, tmp_path, monkeypatch):

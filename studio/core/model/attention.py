@@ -6,49 +6,126 @@ Letters: B batch, N heads, S tokens, D head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from video_bsa import block_sparse_attention
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from video_bsa import block_sparse_attention, kernel_refusal, list_overlap, retained_mass, select_blocks
 
 from studio.core.config import Attention
+from studio.core.errors import DeviceError
 from studio.core.geometry import Grid
+
+SPARSE_PAYS_FROM = 16_384
+"""Key tokens from which `auto` takes block-sparse attention: about where dense attention starts to dominate a layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AttentionChoice:
-    """The attention of a bundle, chosen once, with the reason that faces show."""
+class AttentionUsed:
+    """The attention of one video, with the reason that faces show."""
 
     kind: str
     """`dense` or `sparse`."""
     reason: str
+    sparsity: float | None = None
+    """Share of key blocks skipped; None for dense."""
+    block: tuple[int, int, int] | None = None
+    """Tokens of an attention block, (t, h, w); None for dense."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionChoice:
+    """The attention of a bundle: what was asked for, and what can run here. `resolve` says what a video gets."""
+
+    setting: Attention
     block: tuple[int, int, int] = (4, 4, 4)
     """Tokens of an attention block, (t, h, w)."""
     sparsity: float = 0.9375
     """Share of key blocks skipped."""
+    refusal: str | None = None
+    """Why the fast kernels do not run here, a sentence without a full stop; None where they do."""
+
+    @property
+    def is_ever_sparse(self) -> bool:
+        """True when some video gets block-sparse attention."""
+        return self.setting == "sparse" or (self.setting == "auto" and self.refusal is None)
+
+    def is_sparse(self, grid_q: Grid, grid_k: Grid) -> bool:
+        """True when these queries skip key blocks; a single latent frame of queries never does, as published."""
+        if not self.is_ever_sparse or grid_q.t == 1:
+            return False
+        return self.setting == "sparse" or grid_k.size >= SPARSE_PAYS_FROM
+
+    def resolve(self, grid_q: Grid, grid_k: Grid) -> AttentionUsed:
+        """What queries of `grid_q` to keys of `grid_k`, both in tokens, run, and why."""
+        if self.is_sparse(grid_q, grid_k):
+            asked = "sparse was asked for" if self.setting == "sparse" else "auto took sparse"
+            by = "the Triton kernels"
+            if self.refusal is not None:
+                by = f"the plain PyTorch reference, exact but slower than dense: {self.refusal}"
+            skipped = f"{100 * self.sparsity:.4g} % of the key blocks, {_by(self.block)} tokens each, are skipped"
+            reason = f"{asked}: {skipped}, by {by}"
+            return AttentionUsed(kind="sparse", reason=reason, sparsity=self.sparsity, block=self.block)
+        if self.setting == "dense":
+            reason = "dense was asked for"
+        elif self.setting == "auto" and self.refusal is not None:
+            reason = f"auto took dense: {self.refusal}"
+        elif grid_q.t == 1:
+            reason = f"{self.setting} took dense: a single latent frame after the start frame has no time to skip in"
+        else:
+            reason = f"auto took dense: this video has {grid_k.size:,} tokens, sparse pays from {SPARSE_PAYS_FROM:,} on"
+        return AttentionUsed(kind="dense", reason=reason)
 
 
-DENSE = AttentionChoice(kind="dense", reason="dense attention, as the model was trained")
+DENSE = AttentionChoice(setting="dense")
 
 
-def choose_attention(setting: Attention, *, block: tuple[int, int, int], sparsity: float) -> AttentionChoice:
-    """The attention that `setting` means for a checkpoint with these `bsa_params`."""
-    if setting == "sparse":
-        return AttentionChoice(
-            kind="sparse",
-            reason=f"sparse was asked for: {sparsity:.2%} of the key blocks are skipped, by the plain PyTorch "
-            "reference, which is exact but slower than dense",
-            block=block,
-            sparsity=sparsity,
+def choose_attention(
+    setting: Attention,
+    *,
+    block: tuple[int, int, int],
+    sparsity: float,
+    device: torch.device,
+    dtype: torch.dtype,
+    head_width: int,
+) -> AttentionChoice:
+    """The attention that `setting` means for a checkpoint with these `bsa_params`, on this device.
+
+    Raises:
+        DeviceError: sparse was asked for on a CUDA device that the kernels refuse.
+    """
+    refusal = kernel_refusal(device, dtype, head_width, block)
+    if setting == "sparse" and refusal is not None and device.type == "cuda":
+        raise DeviceError(
+            f"Sparse attention was asked for, but it does not run here: {refusal}.", "Use auto or dense attention."
         )
-    if setting == "dense":
-        return AttentionChoice(kind="dense", reason="dense was asked for", block=block, sparsity=sparsity)
-    return AttentionChoice(
-        kind="dense",
-        reason="auto took dense: the block-sparse attention has no fast kernel here",
-        block=block,
-        sparsity=sparsity,
-    )
+    return AttentionChoice(setting=setting, block=block, sparsity=sparsity, refusal=refusal)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionRecord:
+    """What one block-sparse self-attention skipped, means over batch and heads."""
+
+    layer: int
+    overlap: float
+    """Share of the key blocks that neighbouring query blocks have in common."""
+    mass: float
+    """Share of the dense softmax that falls on the key blocks kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionRecorder:
+    """Notes every block-sparse self-attention of one layer; costs a dense attention each time."""
+
+    layer: int
+    records: list[AttentionRecord]
+
+    def note(self, q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, lists: Any, where: dict[str, Any]) -> None:
+        """Appends a record; `where` holds the grids and the block, as `video_bsa` takes them."""
+        overlap = list_overlap(lists, grid_q=where["grid_q"], block=where["block"])
+        mass = retained_mass(q_BNSD, k_BNSD, lists, **where)
+        self.records.append(AttentionRecord(layer=self.layer, overlap=overlap.mean().item(), mass=mass.mean().item()))
 
 
 def attend(
@@ -59,16 +136,33 @@ def attend(
     grid_q: Grid,
     grid_k: Grid,
     choice: AttentionChoice,
+    recorder: AttentionRecorder | None = None,
 ) -> torch.Tensor:
-    """Softmax attention [B, N, Sq, D], scale D^-0.5, no mask; sparse only where the query grid has time."""
-    if choice.kind == "sparse" and grid_q.t > 1:
-        return block_sparse_attention(
-            q_BNSD,
-            k_BNSD,
-            v_BNSD,
-            grid_q=(grid_q.t, grid_q.h, grid_q.w),
-            grid_k=(grid_k.t, grid_k.h, grid_k.w),
-            block=choice.block,
-            sparsity=choice.sparsity,
-        )
-    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+    """Softmax attention [B, N, Sq, D], scale D^-0.5, no mask; sparse where `choice` says so for these grids."""
+    if not choice.is_sparse(grid_q, grid_k):
+        return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+    where = {"grid_q": _triple(grid_q), "grid_k": _triple(grid_k), "block": choice.block}
+    lists = select_blocks(q_BNSD, k_BNSD, **where, sparsity=choice.sparsity)
+    if recorder is not None:
+        recorder.note(q_BNSD, k_BNSD, lists, where)
+    return block_sparse_attention(q_BNSD, k_BNSD, v_BNSD, **where, lists=lists)
+
+
+def checkpoint_keeping_blocks(module: torch.nn.Module, *inputs: Any) -> Any:
+    """`module(*inputs)`, computed a second time in the backward pass with the key blocks of the first.
+
+    Chosen again they could differ by a rounding, and then the gradient would be that of another function.
+    """
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=_keep_selected_blocks)
+
+
+def _keep_selected_blocks() -> Any:
+    return create_selective_checkpoint_contexts([torch.ops.video_bsa.select_blocks.default])
+
+
+def _triple(grid: Grid) -> tuple[int, int, int]:
+    return grid.t, grid.h, grid.w
+
+
+def _by(sizes: tuple[int, int, int]) -> str:
+    return "x".join(str(size) for size in sizes)

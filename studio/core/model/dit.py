@@ -5,6 +5,8 @@ Letters: B batch, C channels, T H W latents, S tokens, E model width, L text len
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -14,7 +16,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from studio.core.geometry import Grid
-from studio.core.model.attention import AttentionChoice
+from studio.core.model.attention import (
+    AttentionChoice,
+    AttentionRecord,
+    AttentionRecorder,
+    checkpoint_keeping_blocks,
+)
 from studio.core.model.dit_block import (
     CaptionEmbedder,
     DitBlock,
@@ -87,6 +94,23 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Every self-attention runs `choice` from now on."""
         for block in self._blocks:
             block.attn.choice = choice
+
+    @contextmanager
+    def recorded_attention(self) -> Iterator[list[AttentionRecord]]:
+        """Inside, every block-sparse self-attention adds a record to the list, layer by layer."""
+        records: list[AttentionRecord] = []
+        for layer, block in enumerate(self._blocks):
+            block.attn.recorder = AttentionRecorder(layer, records)
+        try:
+            yield records
+        finally:
+            for block in self._blocks:
+                block.attn.recorder = None
+
+    def checkpoint_gradients(self) -> None:
+        """Keeps a layer's input alone for the backward pass, and which key blocks it chose; the rest is recomputed."""
+        is_sparse = self._blocks[0].attn.choice.is_ever_sparse
+        self.enable_gradient_checkpointing(checkpoint_keeping_blocks if is_sparse else None)
 
     def forward(
         self,

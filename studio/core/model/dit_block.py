@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from studio.core.geometry import Grid
-from studio.core.model.attention import DENSE, AttentionChoice, attend
+from studio.core.model.attention import DENSE, AttentionChoice, AttentionRecorder, attend
 from studio.core.model.rope import rotate
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
@@ -114,6 +114,7 @@ class SelfAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_width)
         self.k_norm = RMSNorm(self.head_width)
         self.choice: AttentionChoice = DENSE
+        self.recorder: AttentionRecorder | None = None
 
     def forward(
         self, x_BSE: torch.Tensor, rotary: Rotary, grid: Grid, num_cond_latents: int, cache: KeyValue | None
@@ -136,7 +137,9 @@ class SelfAttention(nn.Module):
         num_cond = num_cond_latents * tokens_per_frame
         grid_k = Grid(k.shape[2] // tokens_per_frame, grid.h, grid.w)
         grid_noise = Grid(grid.t - num_cond_latents, grid.h, grid.w)
-        out = attend(q[:, :, num_cond:], k, v, grid_q=grid_noise, grid_k=grid_k, choice=self.choice)
+        out = attend(
+            q[:, :, num_cond:], k, v, grid_q=grid_noise, grid_k=grid_k, choice=self.choice, recorder=self.recorder
+        )
         if num_cond:
             grid_cond = Grid(num_cond_latents, grid.h, grid.w)
             held = attend(

@@ -22,8 +22,8 @@ from transformers.modeling_utils import PreTrainedModel
 from studio.core.assets import TINY, asset_path
 from studio.core.config import PUBLISHED_MODEL, Attention, ModelConfig
 from studio.core.errors import CheckpointError, DeviceError
-from studio.core.geometry import GridSpec
-from studio.core.model.attention import AttentionChoice, choose_attention
+from studio.core.geometry import Grid, GridSpec
+from studio.core.model.attention import AttentionChoice, AttentionUsed, choose_attention
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
 from studio.core.model.text import PromptEncoder
 
@@ -66,6 +66,11 @@ class ModelBundle:
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Whoever runs the model holds it: a training step, or a whole sample."""
 
+    def attention_of(self, num_frames: int, height: int, width: int) -> AttentionUsed:
+        """The attention that a video of this size gets: that of its noise tokens, which follow one start latent."""
+        grid = self.grid.token_grid(num_frames, height, width)
+        return self.attention.resolve(Grid(grid.t - 1, grid.h, grid.w), grid)
+
 
 def load_bundle(config: ModelConfig) -> ModelBundle:
     """The checkpoint of `config`, in evaluation mode, without gradients.
@@ -85,7 +90,7 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     with _named(folder / "scheduler"):
         scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    choice = _attention(config.attention, dit)
+    choice = _attention(config.attention, dit, device, dtype)
     dit.set_attention(choice)
     for module in (dit, vae, encoder):
         nn.Module.to(module.requires_grad_(False).eval(), device)
@@ -270,8 +275,17 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype, caption_width: int) -> 
     return model
 
 
-def _attention(setting: Attention, dit: LongCatVideoTransformer3DModel) -> AttentionChoice:
+def _attention(
+    setting: Attention, dit: LongCatVideoTransformer3DModel, device: torch.device, dtype: torch.dtype
+) -> AttentionChoice:
     """The attention choice, with block and sparsity from the checkpoint's `bsa_params`."""
     params = dit.config["bsa_params"] or PUBLISHED_BSA
     time, height, width = params["chunk_3d_shape_q"]
-    return choose_attention(setting, block=(time, height, width), sparsity=params["sparsity"])
+    return choose_attention(
+        setting,
+        block=(time, height, width),
+        sparsity=params["sparsity"],
+        device=device,
+        dtype=dtype,
+        head_width=dit.config["hidden_size"] // dit.config["num_heads"],
+    )

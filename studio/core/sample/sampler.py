@@ -146,8 +146,14 @@ def render(
     frames = video_to_frames(decode_latents(bundle.vae, latents)[0])
     seconds = time.perf_counter() - started
     write_video(out, frames, bundle.defaults.fps, describe(request, settings, bundle, seconds))
+    used = bundle.attention_of(settings.num_frames, settings.height, settings.width)
     yield SampleDone(
-        path=out, seconds=seconds, attention=bundle.attention.kind, attention_reason=bundle.attention.reason
+        path=out,
+        seconds=seconds,
+        attention=used.kind,
+        attention_reason=used.reason,
+        attention_sparsity=used.sparsity,
+        attention_block=used.block,
     )
 
 
@@ -155,6 +161,7 @@ def describe(
     request: SampleRequest, settings: SampleSettings, bundle: ModelBundle, seconds: float
 ) -> dict[str, object]:
     """What the video carries: enough to render it again."""
+    used = bundle.attention_of(settings.num_frames, settings.height, settings.width)
     return {
         "model": bundle.source,
         "prompt": request.prompt,
@@ -168,7 +175,10 @@ def describe(
         "seed": request.seed,
         "lora": request.lora.name if request.lora else None,
         "lora_strength": request.lora_strength if request.lora else None,
-        "attention": bundle.attention.kind,
+        "attention": used.kind,
+        "attention_reason": used.reason,
+        "attention_sparsity": used.sparsity,
+        "attention_block": used.block,
         "device": str(bundle.device),
         "dtype": str(bundle.dtype).removeprefix("torch."),
         "seconds": round(seconds, 1),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from studio.core.config import RunConfig
 from studio.core.config_json import with_absolute_paths
@@ -11,13 +12,14 @@ from studio.core.data.dataset import BatchSampler, training_pairs, validation_pa
 from studio.core.data.encode import PairEncoder
 from studio.core.errors import DatasetError
 from studio.core.events import CacheProgress, CheckpointSaved, RunFinished, RunStarted, RunStopped, TrainEvent
+from studio.core.model.attention import AttentionUsed
 from studio.core.model.load import ModelBundle
 from studio.core.runlog import RunFolder
 from studio.core.train.checkpoint import latest_checkpoint
 from studio.core.train.learner import Learner, make_encoders
 from studio.core.train.outcome import save_outcome
 from studio.core.train.validate import render_samples
-from studio.core.types import DatasetReport
+from studio.core.types import DatasetReport, Pair
 
 
 def train(
@@ -48,13 +50,16 @@ def train(
         raise DatasetError("No clip is ready to train on.", "Check the dataset, and mend what it lists.")
     sampler = BatchSampler(pairs, config.data, config.seed)
     num_steps = count_steps(config, sampler)
+    used = attention_of_run(bundle, pairs)
     yield RunStarted(
         num_steps=num_steps,
         num_pairs=len(pairs),
         device=str(bundle.device),
         dtype=str(bundle.dtype).removeprefix("torch."),
-        attention=bundle.attention.kind,
-        attention_reason=bundle.attention.reason,
+        attention=used.kind,
+        attention_reason=used.reason,
+        attention_sparsity=used.sparsity,
+        attention_block=used.block,
     )
     checkpoint = latest_checkpoint(folder.path / "checkpoints") if resume else None
     step = checkpoint.step if checkpoint else 0
@@ -99,6 +104,21 @@ def train(
 def count_steps(config: RunConfig, sampler: BatchSampler) -> int:
     """`max_train_steps`, or as many as the epochs have."""
     return config.optim.max_train_steps or config.optim.num_train_epochs * sampler.steps_per_epoch
+
+
+def attention_of_run(bundle: ModelBundle, pairs: Sequence[Pair]) -> AttentionUsed:
+    """The attention that all sizes get, or `mixed` with what each kind is for."""
+    sizes = sorted({pair.bucket for pair in pairs if pair.bucket}, key=lambda b: b.num_frames * b.height * b.width)
+    used = {size: bundle.attention_of(size.num_frames, size.height, size.width) for size in sizes}
+    kinds = {of_size.kind: of_size for of_size in used.values()}
+    largest = used[sizes[-1]]
+    if len(kinds) == 1:
+        return largest
+    parts = [
+        f"{kind} for {', '.join(str(size) for size in sizes if used[size].kind == kind)} ({of_kind.reason})"
+        for kind, of_kind in sorted(kinds.items())
+    ]
+    return replace(kinds["sparse"], kind="mixed", reason="; ".join(parts))
 
 
 def _is_due(step: int, interval: int) -> bool:
