@@ -11,11 +11,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
-from video_bsa import block_sparse_attention, kernel_refusal, list_overlap, retained_mass, select_blocks
+from video_bsa import (
+    BlockSelection,
+    block_sparse_attention,
+    kernel_refusal,
+    list_overlap,
+    retained_mass,
+    select_blocks,
+)
 
 from studio.core.config import Attention
 from studio.core.errors import DeviceError
 from studio.core.geometry import Grid
+
+Triple = tuple[int, int, int]
+"""(t, h, w)."""
 
 SPARSE_PAYS_FROM = 16_384
 """Key tokens from which `auto` takes block-sparse attention: about where dense attention starts to dominate a layer."""
@@ -30,7 +40,7 @@ class AttentionUsed:
     reason: str
     sparsity: float | None = None
     """Share of key blocks skipped; None for dense."""
-    block: tuple[int, int, int] | None = None
+    block: Triple | None = None
     """Tokens of an attention block, (t, h, w); None for dense."""
 
 
@@ -39,7 +49,7 @@ class AttentionChoice:
     """The attention of a bundle: what was asked for, and what can run here. `resolve` says what a video gets."""
 
     setting: Attention
-    block: tuple[int, int, int] = (4, 4, 4)
+    block: Triple = (4, 4, 4)
     """Tokens of an attention block, (t, h, w)."""
     sparsity: float = 0.9375
     """Share of key blocks skipped."""
@@ -84,7 +94,7 @@ DENSE = AttentionChoice(setting="dense")
 def choose_attention(
     setting: Attention,
     *,
-    block: tuple[int, int, int],
+    block: Triple,
     sparsity: float,
     device: torch.device,
     dtype: torch.dtype,
@@ -121,10 +131,19 @@ class AttentionRecorder:
     layer: int
     records: list[AttentionRecord]
 
-    def note(self, q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, lists: Any, where: dict[str, Any]) -> None:
-        """Appends a record; `where` holds the grids and the block, as `video_bsa` takes them."""
-        overlap = list_overlap(lists, grid_q=where["grid_q"], block=where["block"])
-        mass = retained_mass(q_BNSD, k_BNSD, lists, **where)
+    def note(
+        self,
+        q_BNSD: torch.Tensor,
+        k_BNSD: torch.Tensor,
+        lists: BlockSelection,
+        *,
+        grid_q: Triple,
+        grid_k: Triple,
+        block: Triple,
+    ) -> None:
+        """Appends a record."""
+        overlap = list_overlap(lists, grid_q=grid_q, block=block)
+        mass = retained_mass(q_BNSD, k_BNSD, lists, grid_q=grid_q, grid_k=grid_k, block=block)
         self.records.append(AttentionRecord(layer=self.layer, overlap=overlap.mean().item(), mass=mass.mean().item()))
 
 
@@ -141,11 +160,11 @@ def attend(
     """Softmax attention [B, N, Sq, D], scale D^-0.5, no mask; sparse where `choice` says so for these grids."""
     if not choice.is_sparse(grid_q, grid_k):
         return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
-    where = {"grid_q": _triple(grid_q), "grid_k": _triple(grid_k), "block": choice.block}
-    lists = select_blocks(q_BNSD, k_BNSD, **where, sparsity=choice.sparsity)
+    at_q, at_k, block = _triple(grid_q), _triple(grid_k), choice.block
+    lists = select_blocks(q_BNSD, k_BNSD, grid_q=at_q, grid_k=at_k, block=block, sparsity=choice.sparsity)
     if recorder is not None:
-        recorder.note(q_BNSD, k_BNSD, lists, where)
-    return block_sparse_attention(q_BNSD, k_BNSD, v_BNSD, **where, lists=lists)
+        recorder.note(q_BNSD, k_BNSD, lists, grid_q=at_q, grid_k=at_k, block=block)
+    return block_sparse_attention(q_BNSD, k_BNSD, v_BNSD, grid_q=at_q, grid_k=at_k, block=block, lists=lists)
 
 
 def checkpoint_keeping_blocks(module: torch.nn.Module, *inputs: Any) -> Any:
@@ -160,9 +179,9 @@ def _keep_selected_blocks() -> Any:
     return create_selective_checkpoint_contexts([torch.ops.video_bsa.select_blocks.default])
 
 
-def _triple(grid: Grid) -> tuple[int, int, int]:
+def _triple(grid: Grid) -> Triple:
     return grid.t, grid.h, grid.w
 
 
-def _by(sizes: tuple[int, int, int]) -> str:
+def _by(sizes: Triple) -> str:
     return "x".join(str(size) for size in sizes)
