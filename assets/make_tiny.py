@@ -1,19 +1,23 @@
 """Rebuilds `assets/tiny`, the small LongCat-Video checkpoint, from nothing but synthetic clips.
 
-    python assets/make_tiny.py --work runs/tiny            # trains all stages on a CUDA device, then exports
-    python assets/make_tiny.py --work runs/tiny --seconds 560   # stops in time; run again to go on
+    python assets/make_tiny.py --work runs/tiny --out runs/dense    # trains all parts on a CUDA device, then exports
+    python assets/make_tiny.py --work runs/tiny --stage sparse --base runs/dense --out assets/tiny
+    python assets/make_tiny.py --work runs/tiny --seconds 560       # either stage stops in time; run again to go on
 
-The work folder keeps the weights and the optimiser after every stretch; seeds derive from the step, so a run in
-stretches sees the same data as a run in one. `assets/measure_tiny.py` prints how good the result is.
+The second stage teaches the transformer of the first to do with few key blocks. The work folder keeps the weights and
+the optimiser after every stretch; seeds derive from the step, so a run in stretches sees the same data as a run in one.
+`assets/measure_tiny.py` prints how good the result is.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,10 +28,16 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+from video_bsa import BlockGrid
 
+from studio.core.config import ModelConfig
 from studio.core.data.shapes import COLORS, MOTIONS, SHAPES, draw_clips, random_scenes
+from studio.core.geometry import Grid
+from studio.core.model import dit_block
+from studio.core.model.attention import AttentionChoice
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
 from studio.core.model.flow import add_noise, shift_sigma, velocity_target
+from studio.core.model.load import load_bundle
 
 SEED = 2026
 NUM_FRAMES = 17
@@ -51,6 +61,11 @@ VAE_STEPS, VAE_RATE = 5058, 1.2e-3
 DIT_STEPS, DIT_RATE, DIT_BATCH = 12_600, 1e-3, 256
 POOL = (40960, 6144, 6144)
 """Latents cached for each of `SIZES`."""
+
+SPARSE_STEPS, SPARSE_RATE, SPARSE_BATCH = 4000, 3e-4, 128
+SPARSE_POOL = (12288, 2048, 2048)
+SPARSITIES = (0.0, 0.9375, 0.75, 0.9375, 0.9375)
+"""Of the steps of the sparse stage, in turn. 0 skips nothing: the checkpoint stays good with dense attention."""
 
 
 # ---- the VAE over whole clips
@@ -227,11 +242,12 @@ def train_vae(vae: AutoencoderKLWan, work: Path, deadline: float, steps: int, de
 
 
 @torch.no_grad()
-def cache_latents(vae: AutoencoderKLWan, work: Path, device: str) -> tuple[list[torch.Tensor], list[list[str]]]:
-    """(latents bf16 [N, 16, T, H, W] not yet normalised, captions) for each of `SIZES`; kept in the work folder."""
-    path = work / "pool.safetensors"
+def cache_latents(
+    vae: AutoencoderKLWan, path: Path, counts: Sequence[int], device: str
+) -> tuple[list[torch.Tensor], list[list[str]]]:
+    """(latents bf16 [N, 16, T, H, W] not yet normalised, captions) for each of `SIZES`; kept in the file `path`."""
     pools, captions = [], []
-    for which, (count, (height, width)) in enumerate(zip(POOL, SIZES, strict=True)):
+    for which, (count, (height, width)) in enumerate(zip(counts, SIZES, strict=True)):
         generator = torch.Generator().manual_seed(SEED + 10 + which)
         scenes = random_scenes(count, height=height, width=width, generator=generator)
         captions.append(scenes.captions())
@@ -261,6 +277,39 @@ def set_latent_statistics(vae: AutoencoderKLWan, latents: torch.Tensor) -> None:
         latents_mean=[round(v, 4) for v in values.mean(1).tolist()],
         latents_std=[round(v, 4) for v in values.std(1).tolist()],
     )
+
+
+class NoisyLatents:
+    """Batches for image-to-video flow matching out of cached latents; the step seeds them."""
+
+    def __init__(
+        self, pools: list[torch.Tensor], captions: list[list[str]], vae: AutoencoderKLWan, batch: int, device: str
+    ) -> None:
+        shape = (1, -1, 1, 1, 1)
+        self.mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
+        self.std = torch.tensor(vae.config.latents_std, device=device).view(shape)
+        self.pools, self.batch, self.device = pools, batch, device
+        self.phrases = sorted({caption for part in captions for caption in part})
+        number = {caption: i for i, caption in enumerate(self.phrases)}
+        self.indices = [torch.tensor([number[c] for c in part], device=device) for part in captions]
+
+    def draw(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(clean, noise, noisy with the first latent clean, timesteps [B, T], phrase numbers [B]). A tenth of the
+        numbers is `len(phrases)`, the empty text, for guidance."""
+        generator = torch.Generator(self.device).manual_seed(SEED * 3_000_017 + step)
+        which = (0, 0, 0, 1, 0, 0, 0, 2)[step % 8]
+        pool = self.pools[which]
+        rows = torch.randint(len(pool), (self.batch,), device=self.device, generator=generator)
+        clean = (pool[rows].float() - self.mean) / self.std
+        noise = torch.randn(clean.shape, device=self.device, generator=generator)
+        sigma = shift_sigma(torch.rand(self.batch, device=self.device, generator=generator), SHIFT)
+        is_dropped = torch.rand(self.batch, device=self.device, generator=generator) < 0.1
+        text = torch.where(is_dropped, len(self.phrases), self.indices[which][rows])
+        noisy = add_noise(clean, noise, sigma.view(-1, 1, 1, 1, 1))
+        noisy[:, :, 0] = clean[:, :, 0]
+        timestep = (sigma * 1000)[:, None].repeat(1, clean.shape[2])
+        timestep[:, 0] = 0
+        return clean, noise, noisy, timestep, text
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -302,36 +351,17 @@ def train_dit(
     steps: int,
     device: str,
 ) -> bool:
-    """Image-to-video flow matching: the first latent clean, its timestep 0, and out of the loss. Text is dropped from
-    a tenth of the samples, for guidance."""
-    pools, captions = cache_latents(vae, work, device)
+    """Image-to-video flow matching: the first latent clean, its timestep 0, and out of the loss."""
+    pools, captions = cache_latents(vae, work / "pool.safetensors", POOL, device)
     set_latent_statistics(vae, pools[0][:8192])
-    shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config.latents_mean, device=device).view(shape)
-    std = torch.tensor(vae.config.latents_std, device=device).view(shape)
-    phrases = sorted({caption for part in captions for caption in part})
-    number = {caption: i for i, caption in enumerate(phrases)}
-    indices = [torch.tensor([number[c] for c in part], device=device) for part in captions]
-    empty = len(phrases)
-    tokens = tokenizer([*phrases, ""], padding="max_length", return_tensors="pt").to(device)
+    latents = NoisyLatents(pools, captions, vae, DIT_BATCH, device)
+    tokens = tokenizer([*latents.phrases, ""], padding="max_length", return_tensors="pt").to(device)
     stretch = Stretch("dit", {"dit": dit, "text_encoder": text_encoder}, DIT_RATE, work)
     for block in dit.blocks:
         block.compile(dynamic=False)
 
     def loss_of(step: int) -> torch.Tensor:
-        generator = torch.Generator(device).manual_seed(SEED * 3_000_017 + step)
-        which = (0, 0, 0, 1, 0, 0, 0, 2)[step % 8]
-        pool, caption = pools[which], indices[which]
-        rows = torch.randint(len(pool), (DIT_BATCH,), device=device, generator=generator)
-        clean = (pool[rows].float() - mean) / std
-        noise = torch.randn(clean.shape, device=device, generator=generator)
-        sigma = shift_sigma(torch.rand(DIT_BATCH, device=device, generator=generator), SHIFT)
-        is_dropped = torch.rand(DIT_BATCH, device=device, generator=generator) < 0.1
-        text = torch.where(is_dropped, empty, caption[rows])
-        noisy = add_noise(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-        noisy[:, :, 0] = clean[:, :, 0]
-        timestep = (sigma * 1000)[:, None].repeat(1, clean.shape[2])
-        timestep[:, 0] = 0
+        clean, noise, noisy, timestep, text = latents.draw(step)
         with torch.autocast(device, torch.bfloat16):
             states = text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
             embeds, mask = states[text].unsqueeze(1), tokens.attention_mask[text]
@@ -343,7 +373,95 @@ def train_dit(
     return done
 
 
+# ---- few key blocks
+
+
+def attend_masked(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    grid_q: Grid,
+    grid_k: Grid,
+    choice: AttentionChoice,
+    **_: object,
+) -> torch.Tensor:
+    """What `attend` computes, by dense attention under a mask: quicker on the few tokens of this checkpoint."""
+    if not choice.is_sparse(grid_q, grid_k):
+        return F.scaled_dot_product_attention(q, k, v)
+    of_q, of_k = (
+        BlockGrid((grid.t, grid.h, grid.w), choice.block).block_of_token(q.device).long() for grid in (grid_q, grid_k)
+    )
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+        scores = block_means(q, of_q) @ block_means(k, of_k).transpose(-1, -2)
+        kept = scores.topk(max(1, int((1 - choice.sparsity) * scores.shape[-1]))).indices
+        mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, kept, True)[:, :, of_q][..., of_k]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def block_means(x: torch.Tensor, of_token: torch.Tensor) -> torch.Tensor:
+    """Mean of each block's tokens, fp32 [B, N, M, D]."""
+    members = F.one_hot(of_token).T.float()
+    return members / members.sum(1, keepdim=True) @ x.float()
+
+
+class MaskedBlocks:
+    """Inside `with MaskedBlocks():` the transformer attends with `attend_masked`."""
+
+    def __enter__(self) -> None:
+        self.attend = dit_block.attend
+        dit_block.attend = attend_masked
+
+    def __exit__(self, *_: object) -> None:
+        dit_block.attend = self.attend
+
+
+def train_sparse(
+    base: Path, out: Path, work: Path, deadline: float, steps: int, batch: int, counts: Sequence[int], device: str
+) -> Iterator[str]:
+    """Goes on from the checkpoint in `base` until its transformer predicts with few key blocks what it predicted
+    densely; yields a line at the end.
+
+    The target is the dense prediction of the transformer as it was, which has less noise than the velocity. Everything
+    else of the checkpoint stays.
+
+    Source: LongCat-Video technical report: block-sparse attention is switched on after convergence, for some hundred
+    iterations.
+    """
+    torch.manual_seed(SEED)
+    torch.set_float32_matmul_precision("high")
+    bundle = load_bundle(ModelConfig(source=str(base), device=device, dtype="fp32", attention="dense"))
+    pools, captions = cache_latents(bundle.vae, work / "pool_sparse.safetensors", counts, device)
+    latents = NoisyLatents(pools, captions, bundle.vae, batch, device)
+    texts = bundle.prompt_encoder.encode([*latents.phrases, ""])
+    teacher, dit = copy.deepcopy(bundle.dit), bundle.dit.requires_grad_(True)
+    stretch = Stretch("sparse", {"dit": dit}, SPARSE_RATE, work)
+
+    def loss_of(step: int) -> torch.Tensor:
+        _, _, noisy, timestep, text = latents.draw(step)
+        inputs = noisy, timestep, texts.embeds[text], texts.mask[text]
+        dit.set_attention(AttentionChoice(setting="sparse", sparsity=SPARSITIES[step % len(SPARSITIES)]))
+        with torch.autocast(device, torch.bfloat16):
+            with torch.no_grad():
+                target = teacher(*inputs, num_cond_latents=1)
+            velocity = dit(*inputs, num_cond_latents=1)
+        return F.mse_loss(velocity[:, :, 1:].float(), target[:, :, 1:].float())
+
+    with MaskedBlocks():
+        is_done = stretch.run(steps, loss_of, deadline)
+    stretch.use_average()
+    if out.resolve() != base.resolve():
+        shutil.copytree(base, out, dirs_exist_ok=True)
+    save_dit(dit, out)
+    yield ("the sparse stage is done" if is_done else "the sparse stage has steps left: run the same command again")
+
+
 # ---- export
+
+
+def save_dit(dit: LongCatVideoTransformer3DModel, out: Path) -> None:
+    """Writes the transformer in fp16, in shards."""
+    dit.half().save_pretrained(out / "dit", max_shard_size="9MB")
 
 
 def export(
@@ -354,7 +472,7 @@ def export(
     vae: AutoencoderKLWan,
 ) -> None:
     """Writes the published folder layout, weights in fp16, the transformer in shards."""
-    dit.half().save_pretrained(out / "dit", max_shard_size="9MB")
+    save_dit(dit, out)
     vae.half().save_pretrained(out / "vae")
     text_encoder.half().save_pretrained(out / "text_encoder")
     tokenizer.save_pretrained(out / "tokenizer")
@@ -405,19 +523,33 @@ def initialise(dit: LongCatVideoTransformer3DModel) -> None:
 def main() -> None:
     """Reads the command line and runs the stages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny", help="where the checkpoint goes")
     parser.add_argument("--work", type=Path, required=True, help="folder for weights between stretches")
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time, to go on later")
     parser.add_argument("--vae-steps", type=int, default=VAE_STEPS)
     parser.add_argument("--dit-steps", type=int, default=DIT_STEPS)
+    parser.add_argument("--stage", choices=("dense", "sparse"), default="dense")
+    parser.add_argument("--base", type=Path, help="the checkpoint that the sparse stage goes on from")
+    parser.add_argument("--sparse-steps", type=int, default=SPARSE_STEPS)
+    parser.add_argument("--sparse-batch", type=int, default=SPARSE_BATCH)
+    parser.add_argument("--sparse-pool", type=int, nargs=3, default=SPARSE_POOL, help="latents of each size")
     parser.add_argument("--device", default="cuda")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + arguments.seconds
-    for line in stages(
-        arguments.work, deadline, arguments.vae_steps, arguments.dit_steps, arguments.out, arguments.device
-    ):
+    if arguments.stage == "dense":
+        lines = stages(
+            arguments.work, deadline, arguments.vae_steps, arguments.dit_steps, arguments.out, arguments.device
+        )
+    elif arguments.base is None:
+        parser.error("--stage sparse needs --base")
+    else:
+        lines = train_sparse(
+            arguments.base, arguments.out, arguments.work, deadline,
+            arguments.sparse_steps, arguments.sparse_batch, arguments.sparse_pool, arguments.device,
+        )  # fmt: skip
+    for line in lines:
         print(line, flush=True)
 
 
