@@ -14,7 +14,6 @@ Letters: B batch, N heads, S tokens, D head width, M blocks, R width of a list.
 from __future__ import annotations
 
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -67,7 +66,7 @@ def _transposed_product(a, b, like):
 @gluon.jit
 def _scores(q_low, q_high, k_buffer, like, HALF: gl.constexpr):
     """q @ k.T with the lower half of q in registers and the upper half, if any, in shared memory; asynchronous."""
-    if HALF == k_buffer.shape[1]:
+    if k_buffer.shape[1] == HALF:
         scores = _transposed_product(q_low, k_buffer, like)
     else:
         scores = _transposed_product(q_low, k_buffer.slice(0, HALF, dim=1), like)
@@ -202,7 +201,9 @@ def _store_block(
 
 
 @gluon.jit
-def _fetch_queries(q_desc, grad_desc, stats_desc, q_ring, grad_ring, stats_ring, bars, queries, first, count, step, slot):
+def _fetch_queries(
+    q_desc, grad_desc, stats_desc, q_ring, grad_ring, stats_ring, bars, queries, first, count, step, slot
+):
     """Starts the loads of a step: a query block, its output gradient, and its statistics."""
     if step < count:
         at = first + gl.load(queries + step)

@@ -28,10 +28,9 @@ def _column_kernel(
     head = tl.program_id(1).to(tl.int64)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     inside = cols < num_k
+    at = tl.zeros([COLS], tl.int32)
     if FILL:
         at = tl.load(starts_ptr + head * num_k + cols, mask=inside, other=0)
-    else:
-        at = tl.zeros([COLS], tl.int32)
     for first in range(0, num_q, ROWS):
         rows = first + tl.arange(0, ROWS)
         mask = (rows < num_q)[:, None] & inside[None, :]

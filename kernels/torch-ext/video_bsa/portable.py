@@ -1,8 +1,8 @@
 """The attention and its gradients in Triton, for every GPU that Triton knows and for its interpreter.
 
 Query, key and value rows are read where they lie, block by block, by token number: nothing is copied or padded first.
-Products of 16-bit operands accumulate in fp32; fp32 operands are multiplied in fp32. The softmax runs in base 2 with its
-scale in fp32. No program adds to what another one writes, so every result has the same bits in every run.
+Products of 16-bit operands accumulate in fp32; fp32 operands are multiplied in fp32. The softmax runs in base 2, with
+its scale in fp32. No program adds to what another one writes, so every result has the same bits in every run.
 
 Letters: B batch, N heads, S tokens, D head width, M blocks, P rows of a block's tile, R width of a list.
 """
