@@ -14,8 +14,8 @@ import torch.nn.functional as F
 
 from .grid import BlockGrid
 
-CHUNK_ELEMENTS = 1 << 24
-"""Elements of K gathered at once; bounds the memory of either pass (64 MiB in fp32, and as much for V)."""
+CHUNK_ELEMENTS = 1 << 18
+"""Scores, or elements of K, held at once: 1 MiB in fp32, which the caches of a CPU hold; a pass takes a few of them."""
 
 
 def reference_attention(
@@ -135,7 +135,8 @@ class _Gathered:
 
     def chunks(self, *per_query: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
         """Some query blocks at a time: rows of `per_query`, k and v [C, R*P, D], hidden [C, 1, R*P], rows of k."""
-        size = max(1, CHUNK_ELEMENTS // (self.indices.shape[1] * self.k[0].numel()))
+        tokens, width = self.k.shape[1:]
+        size = max(1, CHUNK_ELEMENTS // (self.indices.shape[1] * tokens * max(tokens, width)))
         for *rows, indices in zip(*(x.split(size) for x in (*per_query, self.indices)), strict=True):
             k, v = (x[indices].flatten(1, 2) for x in (self.k, self.v))
             yield *rows, k, v, self.hidden[indices].flatten(1).unsqueeze(1), indices.flatten()
