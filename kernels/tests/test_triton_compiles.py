@@ -66,7 +66,7 @@ def _descriptor(number, shape, *, swizzle, bits):
 
 
 def _pointer(name, number):
-    whole = {"indices", "counts", "queries", "starts", "clock", "listed"}
+    whole = {"indices", "counts", "queries", "starts", "clock", "listed", "sizes", "order"}
     exact = {"lse", "stats", "means", "scores"}
     stem = name.removesuffix("_ptr")
     return "*i32" if stem in whole else "*fp32" if stem in exact else f"*{number}"
@@ -107,9 +107,10 @@ def test_big_blocks_and_fp32_fit_the_smallest_shared_memory(name):
 )
 def test_as_many_hopper_programs_share_an_sm_as_the_waves_assume(kernel, programs, is_even, width):
     constants = {**BLOCK, "D": width, "num_warps": 4} | ({"EVEN": is_even} if "EVEN" in kernel.arg_names else {})
+    # A few bytes spilt once per program cost less than the third program that shares the SM.
     limit = hopper.FORWARD_REGISTERS if kernel is hopper._forward_kernel else None
     registers, spilt, shared, report = compile_kernel(kernel, 90, maxnreg=limit, **constants)
-    assert spilt == 0
+    assert spilt <= (192 if limit else 0)
     assert "wgmma" not in report, "the assembler serialises the tensor core products"
     # 65,536 registers in groups of 8 a thread, 228 KiB of shared memory with 1 KiB of it taken per program
     by_registers = 65536 // (-(-registers // 8) * 8 * 128)

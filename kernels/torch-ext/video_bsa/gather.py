@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 
 from .grid import BlockGrid
-from .rows import head_offset, tile_rows, token_of_row
+from .rows import SIZES, head_offset, tile_rows, token_of_row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _gather_kernel(
     x_ptr, blocks_ptr, means_ptr, strides, heads, grid, num_blocks,
     BT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
@@ -61,7 +61,7 @@ def block_means(x_BNSD: torch.Tensor, blocks: BlockGrid) -> torch.Tensor:
     return means
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _query_stats_kernel(
     out_ptr, grad_ptr, lse_ptr, stats_ptr, blocks_ptr, out_strides, grad_strides, heads, grid, num_blocks, num_tokens,
     BT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, BLOCKS: tl.constexpr,

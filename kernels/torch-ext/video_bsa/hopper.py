@@ -13,6 +13,8 @@ Letters: B batch, N heads, S tokens, D head width, M blocks, R width of a list.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -27,7 +29,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .grid import BlockGrid
-from .rows import head_offset, token_of_row
+from .rows import SIZES, head_offset, token_of_row
 
 ROWS = 64
 """Rows of a block: what one warpgroup multiplies at a time."""
@@ -86,10 +88,10 @@ def _fetch_forward(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, 
         tma.async_copy_global_to_shared(k_desc, [(first + after) * 64, 0], bar, k_ring.index(slot))
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=SIZES)
 def _forward_kernel(
-    k_desc, v_desc, q_ptr, out_ptr, lse_ptr, indices_ptr, counts_ptr, clock_ptr, wave, lag, q_strides, out_strides,
-    heads, grid_q, grid_k, num_q, num_k, num_tokens, width, scale_log2,
+    k_desc, v_desc, q_ptr, out_ptr, lse_ptr, indices_ptr, counts_ptr, sizes_ptr, clock_ptr, wave, lag,
+    q_strides, out_strides, heads, grid_q, num_q, num_k, num_tokens, width, scale_log2,
     BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, EVEN: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = 64
@@ -145,6 +147,7 @@ def _forward_kernel(
     _sync_threads()
     _fetch_forward(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, STAGES - 1, STAGES - 1)
     out_running = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
+    probs_16 = gl.zeros([ROWS, ROWS], dtype, gl.DotOperandLayout(0, OUT, 2))
     for i in range(count):
         slot = i % STAGES
         higher = gl.maximum(highest, gl.max(scores, 1) * scale_log2)
@@ -153,13 +156,17 @@ def _forward_kernel(
         if EVEN:
             total = total * shrink + gl.sum(probs, 1)
         else:
-            # Rows without a token repeat the block's first key, which moves no maximum, and have values of zero.
-            _, valid_k = token_of_row(0, gl.load(indices + i), grid_k, BT, BH, BW)
-            total = total * shrink + gl.sum(gl.where((cols < valid_k)[None, :], probs, 0.0), 1)
+            # Rows without a token repeat the block's first key, which moves no maximum, and have values of zero. Only
+            # the sum has to leave them out: they weigh as much as the first column does.
+            missing = ROWS - gl.load(sizes_ptr + gl.load(indices + i))
+            weights = gl.where(cols == 0, 1.0 - missing.to(gl.float32), 1.0)
+            total = total * shrink + gl.sum(probs * weights[None, :], 1)
         highest = higher
-        probs_16 = gl.convert_layout(probs.to(dtype), gl.DotOperandLayout(0, OUT, 2))
-        # All of that ran beside the last step's product with V. Once it is done, its buffers are free.
-        out = warpgroup_mma_wait(0, deps=[out_running])
+        next_16 = gl.convert_layout(probs.to(dtype), gl.DotOperandLayout(0, OUT, 2))
+        # All of that ran beside the last step's product with V, which reads its probabilities from registers. Once it is
+        # done, its registers and buffers are free.
+        out, _ = warpgroup_mma_wait(0, deps=[out_running, probs_16])
+        probs_16 = next_16
         _sync_threads()
         if i > 0:
             _fetch_forward(
@@ -170,7 +177,7 @@ def _forward_kernel(
         scores_running = _scores(q_low, q_high, k_ring.index(slot), like, HALF)
         out_running = warpgroup_mma(probs_16, v_ring.index(slot), out, is_async=True)
         scores = warpgroup_mma_wait(1, deps=[scores_running])
-    out = warpgroup_mma_wait(0, deps=[out_running])
+    out, probs_16 = warpgroup_mma_wait(0, deps=[out_running, probs_16])
     for stage in gl.static_range(STAGES + 1):
         mbarrier.invalidate(bars.index(stage))
     gl.atomic_add(clock_ptr, 1, sem="relaxed")
@@ -214,9 +221,10 @@ def _fetch_queries(
         tma.async_copy_global_to_shared(stats_desc, [at, 0], bar, stats_ring.index(slot))
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=SIZES)
 def _key_gradients_kernel(
-    k_desc, v_desc, q_desc, grad_desc, stats_desc, dk_ptr, dv_ptr, queries_ptr, starts_ptr, clock_ptr, wave, lag,
+    k_desc, v_desc, q_desc, grad_desc, stats_desc, dk_ptr, dv_ptr, queries_ptr, starts_ptr, order_ptr, clock_ptr,
+    wave, lag,
     dk_strides, dv_strides, heads, grid_k, num_q, num_k, scale_log2, scale,
     BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
@@ -225,8 +233,9 @@ def _key_gradients_kernel(
     dtype: gl.constexpr = k_desc.dtype
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
-    block = gl.program_id(0)
     head = gl.program_id(1)
+    number = head * num_k + gl.program_id(0)
+    block = gl.load(order_ptr + number)
     k_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout)
     v_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout)
     q_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], k_desc.layout)
@@ -250,7 +259,7 @@ def _key_gradients_kernel(
         _fetch_queries(
             q_desc, grad_desc, stats_desc, q_ring, grad_ring, stats_ring, bars, queries, first, count, stage, stage
         )
-    _keep_step(clock_ptr, at, wave, lag)
+    _keep_step(clock_ptr, number, wave, lag)
     dk = gl.zeros([ROWS, D], gl.float32, OUT)
     dv = gl.zeros([ROWS, D], gl.float32, OUT)
     like = gl.zeros([ROWS, ROWS], gl.float32, SCORES)
@@ -273,7 +282,7 @@ def _key_gradients_kernel(
         slope = probs * (warpgroup_mma_wait(1, deps=[slope_running]) - delta[None, :])
         slope_16 = gl.convert_layout(slope.to(dtype), gl.DotOperandLayout(0, OUT, 2))
         dk_running = warpgroup_mma(slope_16, q_buffer, dk, is_async=True)
-        dk, dv = warpgroup_mma_wait(0, deps=[dk_running, dv_running])
+        dk, dv, probs_16, slope_16 = warpgroup_mma_wait(0, deps=[dk_running, dv_running, probs_16, slope_16])
         _sync_threads()
         _fetch_queries(
             q_desc, grad_desc, stats_desc, q_ring, grad_ring, stats_ring, bars, queries, first, count, i + STAGES, slot
@@ -296,7 +305,7 @@ def _fetch_keys(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, ste
         tma.async_copy_global_to_shared(v_desc, [at * 64, 0], bar, v_ring.index(slot))
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=SIZES)
 def _query_gradients_kernel(
     k_desc, v_desc, q_desc, grad_desc, stats_ptr, dq_ptr, indices_ptr, counts_ptr, clock_ptr, wave, lag,
     dq_strides, heads, grid_q, num_q, num_k, width, scale_log2, scale,
@@ -333,6 +342,7 @@ def _query_gradients_kernel(
     lse = gl.load(stats_ptr + at.to(gl.int64) * (2 * ROWS) + rows)
     delta = gl.load(stats_ptr + at.to(gl.int64) * (2 * ROWS) + ROWS + rows)
     dq_running = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
+    slope_16 = gl.zeros([ROWS, ROWS], dtype, gl.DotOperandLayout(0, OUT, 2))
     like = gl.zeros([ROWS, ROWS], gl.float32, SCORES)
     mbarrier.wait(bars.index(STAGES), 0)
     for i in range(count):
@@ -341,7 +351,7 @@ def _query_gradients_kernel(
         k_buffer = k_ring.index(slot)
         scores_running = _transposed_product(q_buffer, k_buffer, like)
         slope_running = _transposed_product(grad_buffer, v_ring.index(slot), like)
-        scores = warpgroup_mma_wait(1, deps=[scores_running])
+        scores, slope_16 = warpgroup_mma_wait(1, deps=[scores_running, slope_16])
         # Products end in order, so the last step's product with K is done too and its buffers are free.
         if i > 0:
             _sync_threads()
@@ -354,7 +364,7 @@ def _query_gradients_kernel(
         slope = probs * (warpgroup_mma_wait(0, deps=[slope_running]) - delta[:, None])
         slope_16 = gl.convert_layout(slope.to(dtype), gl.DotOperandLayout(0, OUT, 2))
         dq_running = warpgroup_mma(slope_16, k_buffer, dq_running, is_async=True)
-    dq = warpgroup_mma_wait(0, deps=[dq_running])
+    dq, slope_16 = warpgroup_mma_wait(0, deps=[dq_running, slope_16])
     for stage in gl.static_range(STAGES + 1):
         mbarrier.invalidate(bars.index(stage))
     gl.atomic_add(clock_ptr, 1, sem="relaxed")
@@ -379,6 +389,12 @@ def _is_even(blocks: BlockGrid) -> bool:
     return blocks.num_tokens == ROWS * blocks.num_blocks
 
 
+@lru_cache(maxsize=16)
+def _block_sizes(blocks: BlockGrid, device: torch.device) -> torch.Tensor:
+    """int32 [M]: tokens of each block."""
+    return blocks.valid_tokens(device).sum(dim=-1, dtype=torch.int32)
+
+
 def forward(
     q: torch.Tensor, k_blocks: torch.Tensor, v_blocks: torch.Tensor, indices: torch.Tensor, counts: torch.Tensor,
     blocks_q: BlockGrid, blocks_k: BlockGrid, out: torch.Tensor, lse: torch.Tensor,
@@ -390,8 +406,8 @@ def forward(
     batch, heads, num_tokens, width = q.shape
     _forward_kernel[(blocks_q.num_blocks, batch * heads)](
         _descriptor(k_blocks), _descriptor(v_blocks), q, out, lse, indices, counts,
-        *_step_keeping(q.device, FORWARD_PROGRAMS), q.stride()[:3], out.stride()[:3],
-        heads, blocks_q.grid, blocks_k.grid, blocks_q.num_blocks, blocks_k.num_blocks, num_tokens, indices.shape[-1],
+        _block_sizes(blocks_k, q.device), *_step_keeping(q.device, FORWARD_PROGRAMS), q.stride()[:3], out.stride()[:3],
+        heads, blocks_q.grid, blocks_q.num_blocks, blocks_k.num_blocks, num_tokens, indices.shape[-1],
         width**-0.5 * LOG2_E, *blocks_q.block, D=width, EVEN=_is_even(blocks_k), num_warps=4,
         maxnreg=FORWARD_REGISTERS,
     )  # fmt: skip
@@ -404,11 +420,13 @@ def key_gradients(
 ) -> None:  # fmt: skip
     """Writes dk and dv [B, N, Sk, D]; `queries` and `starts` come from `invert_lists`, the rest is in block order."""
     batch, heads, _, width = dk.shape
+    # The most listed key blocks first, so that the programs of a wave take about as long as one another.
+    order = starts.diff().view(-1, blocks_k.num_blocks).argsort(dim=-1, descending=True, stable=True).int()
     layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
     stats_desc = TensorDescriptor(stats, list(stats.shape), [2 * ROWS, 1], [1, 2 * ROWS], layout)
     _key_gradients_kernel[(blocks_k.num_blocks, batch * heads)](
         _descriptor(k_blocks), _descriptor(v_blocks), _descriptor(q_blocks), _descriptor(grad_blocks), stats_desc,
-        dk, dv, queries, starts, *_step_keeping(dk.device, BACKWARD_PROGRAMS), dk.stride()[:3], dv.stride()[:3],
+        dk, dv, queries, starts, order, *_step_keeping(dk.device, BACKWARD_PROGRAMS), dk.stride()[:3], dv.stride()[:3],
         heads, blocks_k.grid, blocks_q.num_blocks, blocks_k.num_blocks, width**-0.5 * LOG2_E, width**-0.5,
         *blocks_k.block, D=width, num_warps=4,
     )  # fmt: skip

@@ -10,8 +10,10 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from .rows import SIZES
 
-@triton.jit
+
+@triton.jit(do_not_specialize=SIZES)
 def _mark_kernel(indices_ptr, counts_ptr, marks_ptr, num_k, width, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     positions = tl.arange(0, WIDTH)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .grid import BlockGrid
-from .rows import head_offset, tile_rows, token_of_row
+from .rows import SIZES, head_offset, tile_rows, token_of_row
 from .tiles import Tile, tile_for
 
 LOG2_E = 1.4426950408889634
@@ -33,7 +33,7 @@ def _store_rows(x_ptr, strides, token, valid, rows, dims, x):
     tl.store(at, x.to(x_ptr.dtype.element_ty), mask=(rows < valid)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, indices_ptr, counts_ptr, q_strides, k_strides, v_strides, out_strides,
     heads, grid_q, grid_k, num_q, num_tokens, width, scale_log2,
@@ -75,7 +75,7 @@ def _forward_kernel(
     tl.store(lse_ptr + head.to(tl.int64) * num_tokens + token_q, lse, mask=rows < valid_q)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _key_gradients_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, stats_ptr, dk_ptr, dv_ptr, queries_ptr, starts_ptr,
     q_strides, k_strides, v_strides, grad_strides, dk_strides, dv_strides,
@@ -112,7 +112,7 @@ def _key_gradients_kernel(
     _store_rows(dv_ptr + head_offset(head, heads, dv_strides), dv_strides, token_k, valid_k, rows, dims, dv)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _query_gradients_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, stats_ptr, dq_ptr, indices_ptr, counts_ptr,
     q_strides, k_strides, v_strides, grad_strides, dq_strides,

@@ -14,9 +14,19 @@ import triton.language as tl
 from .grid import BlockGrid
 
 
+SIZES = ("heads", "num_q", "num_k", "num_blocks", "num_tokens", "width", "wave", "lag")
+"""Arguments that differ from call to call: kernels are not compiled anew when one is divisible by 16 or equals 1."""
+
+
 def tile_rows(blocks: BlockGrid) -> int:
     """Rows of the tile that holds a block: a power of two, at least 16."""
     return max(16, triton.next_power_of_2(math.prod(blocks.block)))
+
+
+@triton.jit
+def _quotient(row, divisor):
+    """row // divisor, both at most 256, without a division in every row."""
+    return row * ((65535 + divisor) // divisor) >> 16
 
 
 @triton.jit
@@ -30,9 +40,11 @@ def token_of_row(row, block, grid, BT: tl.constexpr, BH: tl.constexpr, BW: tl.co
     first_w = block % across_w * BW
     tall = tl.minimum(grid_h - first_h, BH)
     wide = tl.minimum(grid_w - first_w, BW)
-    t = first_t + row // (tall * wide)
-    h = first_h + row // wide % tall
-    w = first_w + row % wide
+    frame = _quotient(row, tall * wide)
+    line = _quotient(row, wide)
+    t = first_t + frame
+    h = first_h + line - frame * tall
+    w = first_w + row - line * wide
     return (t * grid_h + h) * grid_w + w, tl.minimum(grid_t - first_t, BT) * tall * wide
 
 
