@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from video_bsa import BlockGrid, BlockSelection, block_sparse_attention, select_blocks
+from video_bsa import BlockGrid, BlockSelection, block_sparse_attention, check_lists, select_blocks
 
 RAGGED = {"grid_q": (5, 7, 6), "grid_k": (6, 7, 6)}
 SMALL = {"grid_q": (2, 3, 3), "grid_k": (3, 3, 3), "block": (2, 2, 2)}
@@ -33,13 +33,27 @@ def block_of_token(grid, block):
 
 
 def masked_oracle(q, k, v, lists, *, grid_q, grid_k, block):
-    """Dense fp64 attention under the mask that the lists spell out."""
+    """(out, lse) of dense fp64 attention under the mask that the lists spell out; out is 0 where nothing is listed."""
     num_k = int(block_of_token(grid_k, block).max()) + 1
     allowed = F.one_hot(lists.indices.long(), num_k)
     allowed = (allowed * (torch.arange(allowed.shape[-2]) < lists.counts[..., None])[..., None]).sum(-2).bool()
     mask = allowed[:, :, block_of_token(grid_q, block)][..., block_of_token(grid_k, block)]
-    scores = q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v.double()
+    scores = (q.double() @ k.double().transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask, -1e300)
+    return scores.softmax(-1).masked_fill(~mask, 0.0) @ v.double(), scores.masked_fill(~mask, -torch.inf).logsumexp(-1)
+
+
+def random_lists(batch, heads, num_q, num_k):
+    """Lists of every length: the first is empty, the second has one block, the third all of them."""
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.randint(0, num_k + 1, (batch, heads, num_q), generator=generator, dtype=torch.int32)
+    counts[..., :3] = torch.tensor([0, 1, num_k])[:num_q]
+    order = torch.rand(batch, heads, num_q, num_k, generator=generator).argsort(-1)
+    listed = torch.arange(num_k) < counts[..., None]
+    return BlockSelection(order.where(listed, num_k - 1).sort(-1).values.int(), counts)
+
+
+def relative_error(x, expected):
+    return ((x.double() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -53,26 +67,81 @@ def test_sparsity_zero_is_dense_attention(grid_q, grid_k):
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.parametrize("block", [(4, 4, 4), (2, 4, 4), (4, 4, 8), (1, 3, 2)])
+SHAPES = [
+    pytest.param((5, 7, 6), (6, 7, 6), (4, 4, 4), id="ragged"),
+    pytest.param((5, 7, 6), (6, 7, 6), (1, 3, 2), id="block of odd sides"),
+    pytest.param((5, 7, 6), (6, 7, 6), (4, 4, 8), id="block wider than the grid"),
+    pytest.param((7, 6, 8), (8, 6, 8), (4, 4, 4), id="23 of 24 x 30 x 52 in small"),
+    pytest.param((1, 5, 7), (3, 5, 7), (4, 4, 4), id="one query frame"),
+    pytest.param((4, 4, 8), (8, 4, 4), (4, 4, 4), id="even, of unlike shapes"),
+    pytest.param((2, 3, 3), (2, 3, 3), (4, 4, 4), id="one block, not full"),
+]
+
+
+@pytest.mark.parametrize(("grid_q", "grid_k", "block"), SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 8.0])
-def test_output_is_that_of_a_masked_dense_attention(block, scale):
-    q, k, v = make_qkv(**RAGGED)
-    q = q * scale
-    lists = select_blocks(q, k, **RAGGED, block=block, sparsity=0.6)
-    out = block_sparse_attention(q, k, v, **RAGGED, block=block, lists=lists)
-    expected = masked_oracle(q, k, v, lists, **RAGGED, block=block)
-    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(out, block_sparse_attention(q, k, v, **RAGGED, block=block, sparsity=0.6))
+def test_output_and_gradients_are_those_of_masked_dense_attention(grid_q, grid_k, block, scale):
+    grids = {"grid_q": grid_q, "grid_k": grid_k, "block": block}
+    num_q, num_k = (BlockGrid(grid, block).num_blocks for grid in (grid_q, grid_k))
+    lists = random_lists(2, 3, num_q, num_k)
+    if num_q == 1:  # else its one list would be empty
+        lists = BlockSelection(lists.indices, torch.full_like(lists.counts, num_k))
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        q, k, v = (x.to(dtype).requires_grad_() for x in make_qkv(grid_q, grid_k))
+        out = block_sparse_attention(q * scale, k, v, **grids, lists=lists)
+        results[dtype] = out, *torch.autograd.grad((out * out.detach().cos()).sum(), (q, k, v))
+    q, k, v = (x.double().requires_grad_() for x in make_qkv(grid_q, grid_k))
+    out, _ = masked_oracle(q * scale, k, v, lists, **grids)
+    expected = out, *torch.autograd.grad((out * out.detach().cos()).sum(), (q, k, v))
+    # sums in another order, and errors of the exponents in proportion to the logits
+    for dtype, bound in ((torch.float32, 2e-6 * scale), (torch.float64, 1e-14 * scale)):
+        for name, x, y in zip(("out", "dq", "dk", "dv"), results[dtype], expected, strict=True):
+            assert x.dtype == dtype
+            assert relative_error(x, y) < bound, (name, dtype)
+
+
+@pytest.mark.parametrize(("grid_q", "grid_k", "block"), SHAPES)
+def test_lists_come_from_the_rules_unless_they_are_given(grid_q, grid_k, block):
+    q, k, v = make_qkv(grid_q, grid_k)
+    grids = {"grid_q": grid_q, "grid_k": grid_k, "block": block}
+    for rule in ({}, {"sparsity": 0.6}, {"cdf": 0.5}, {"cdf": 0.3, "sparsity": 0.5}):
+        lists = select_blocks(q, k, **grids, **rule)
+        given = block_sparse_attention(q, k, v, **grids, lists=lists)
+        assert torch.equal(block_sparse_attention(q, k, v, **grids, **rule), given)
+        assert relative_error(given, masked_oracle(q, k, v, lists, **grids)[0]) < 2e-6
+
+
+def test_the_parts_of_a_split_list_merge_by_their_logs():
+    q, k, v = make_qkv(**RAGGED, dtype=torch.float64)
+    lists = random_lists(2, 3, 8, 8)
+    halves = lists.counts // 2
+    rolled = torch.arange(8) + halves[..., None]
+    parts = [
+        BlockSelection(lists.indices, halves),
+        BlockSelection(lists.indices.gather(-1, rolled.clamp(max=7)), lists.counts - halves),
+    ]
+    grids = [[5, 7, 6], [6, 7, 6], [4, 4, 4]]
+    out, lse = torch.ops.video_bsa.attend(q, k, v, *lists, *grids)
+    outs, lses = zip(*(torch.ops.video_bsa.attend(q, k, v, *part, *grids) for part in parts), strict=True)
+    _, expected = masked_oracle(q, k, v, lists, **RAGGED, block=(4, 4, 4))
+    torch.testing.assert_close(lse, expected, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(lse, torch.logaddexp(*lses), rtol=1e-13, atol=1e-13)
+    seen = lse.isfinite()
+    merged = sum(o * (part - lse).exp()[..., None] for o, part in zip(outs, lses, strict=True))
+    torch.testing.assert_close(out[seen], merged[seen], rtol=1e-12, atol=1e-12)
+    assert (out[~seen] == 0).all()
+    assert (~seen).any()
 
 
 def test_bf16_comes_back_as_bf16_within_its_rounding():
     q, k, v = make_qkv(**RAGGED, dtype=torch.bfloat16)
     lists = select_blocks(q, k, **RAGGED, sparsity=0.5)
     out = block_sparse_attention(q, k, v, **RAGGED, lists=lists)
-    expected = masked_oracle(q, k, v, lists, **RAGGED, block=(4, 4, 4))
+    expected, _ = masked_oracle(q, k, v, lists, **RAGGED, block=(4, 4, 4))
     assert out.dtype is torch.bfloat16
     # fp32 inside, one rounding at the end: half a unit of bf16's 8 bits
-    assert (out.double() - expected).norm() / expected.norm() < 4e-3
+    assert relative_error(out, expected) < 4e-3
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -81,24 +150,60 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda q, k, v: block_sparse_attention(q, k, v, **SMALL, lists=lists), qkv)
 
 
+def run(q, k, v, *, lists=None, **rule):
+    """(out, dq, dk, dv) on the ragged grids, for a gradient that is not constant."""
+    q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
+    out = block_sparse_attention(q, k, v, **RAGGED, lists=lists, **rule)
+    return out.detach(), *torch.autograd.grad(out, (q, k, v), out.detach().cos())
+
+
 def test_chunks_change_nothing(monkeypatch):
-    q, k, v = make_qkv(**RAGGED)
-    whole = block_sparse_attention(q, k, v, **RAGGED, sparsity=0.5)
+    qkv = make_qkv(**RAGGED)
+    whole = run(*qkv, sparsity=0.5)
     monkeypatch.setattr("video_bsa.reference.CHUNK_ELEMENTS", 1)
-    torch.testing.assert_close(block_sparse_attention(q, k, v, **RAGGED, sparsity=0.5), whole)
+    torch.testing.assert_close(run(*qkv, sparsity=0.5), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_two_runs_agree_bit_by_bit(monkeypatch):
+    qkv = make_qkv(**RAGGED)
+    monkeypatch.setattr("video_bsa.reference.CHUNK_ELEMENTS", 1 << 14)
+    first, second = run(*qkv, cdf=0.7), run(*qkv, cdf=0.7)
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def test_heads_and_batch_do_not_know_of_one_another():
+    qkv = make_qkv(**RAGGED)
+    whole = run(*qkv, cdf=0.7, keep_first=True)
+    moved = run(*(x[[1, 0]][:, [2, 0, 1]] for x in qkv), cdf=0.7, keep_first=True)
+    assert all(torch.equal(x[[1, 0]][:, [2, 0, 1]], y) for x, y in zip(whole, moved, strict=True))
 
 
 def test_nan_in_blocks_that_are_not_listed_does_not_leak():
     q, k, v = make_qkv(**RAGGED)
+    lists = random_lists(2, 3, 8, 8)
+    rows = lists.indices.where(lists.indices != 5, 4)  # 5 becomes 4, once
+    rows = rows.where(rows.diff(dim=-1, prepend=rows.new_full((2, 3, 8, 1), -1)) > 0, 8).sort(-1).values
+    lists = BlockSelection(rows.clamp(max=7), (rows < 8).sum(-1).int().minimum(lists.counts))
+    clean = run(q, k, v, lists=lists)
+    unseen = block_of_token(RAGGED["grid_k"], (4, 4, 4)) == 5
+    k[:, :, unseen] = torch.nan
+    v[:, :, unseen] = torch.nan
+    poisoned = run(q, k, v, lists=lists)
+    assert all(torch.equal(x, y) for x, y in zip(clean, poisoned, strict=True))
+    assert all((grad[:, :, unseen] == 0).all() for grad in poisoned[2:])
+
+
+def test_nan_in_a_listed_block_reaches_those_that_list_it_and_no_other():
+    q, k, v = make_qkv(**RAGGED)
     lists = select_blocks(q, k, **RAGGED, sparsity=0.5)
-    unseen = next(m for m in range(8) if (lists.indices[0, 0, 0] != m).all())
     clean = block_sparse_attention(q, k, v, **RAGGED, lists=lists)
-    poisoned = block_of_token(RAGGED["grid_k"], (4, 4, 4)) == unseen
-    k[:, :, poisoned] = torch.nan
-    v[:, :, poisoned] = torch.nan
+    v[:, :, block_of_token(RAGGED["grid_k"], (4, 4, 4)) == 5] = torch.nan
     out = block_sparse_attention(q, k, v, **RAGGED, lists=lists)
-    first = block_of_token(RAGGED["grid_q"], (4, 4, 4)) == 0
-    assert torch.equal(out[0, 0, first], clean[0, 0, first])
+    lists_it = (lists.indices == 5).any(-1)[:, :, block_of_token(RAGGED["grid_q"], (4, 4, 4))]
+    assert out[lists_it].isnan().all()
+    assert torch.equal(out[~lists_it], clean[~lists_it])
+    assert lists_it.any()
+    assert (~lists_it).any()
 
 
 def test_entries_behind_the_count_are_ignored_and_an_empty_list_gives_zeros_without_nan():
@@ -109,19 +214,10 @@ def test_entries_behind_the_count_are_ignored_and_an_empty_list_gives_zeros_with
     empty = block_of_token(SMALL["grid_q"], SMALL["block"]) == 1
     assert (out[:, :, empty] == 0).all()
     assert empty.any()
-    expected = masked_oracle(q, k, v, lists._replace(indices=indices.clamp(max=7)), **SMALL)
+    expected, _ = masked_oracle(q, k, v, lists._replace(indices=indices.clamp(max=7)), **SMALL)
     torch.testing.assert_close(out[:, :, ~empty].double(), expected[:, :, ~empty], rtol=1e-5, atol=1e-5)
     out.sum().backward()
     assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
-
-
-def test_equal_scores_go_to_the_lower_block_number_however_queries_are_ordered():
-    q, k = torch.ones(1, 1, 8, 4), torch.ones(1, 1, 64, 4)
-    grids = {"grid_q": (2, 2, 2), "grid_k": (4, 4, 4), "block": (2, 2, 2)}
-    k[:, :, block_of_token((4, 4, 4), (2, 2, 2)) == 5] = 2.0
-    for order in (torch.arange(8), torch.arange(8).flip(0)):
-        lists = select_blocks(q[:, :, order], k, **grids, sparsity=0.5)
-        assert lists.indices.tolist() == [[[[0, 1, 2, 5]]]]
 
 
 def test_a_tiny_grid_keeps_one_block():
@@ -132,19 +228,18 @@ def test_a_tiny_grid_keeps_one_block():
     torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), rtol=2e-6, atol=2e-6)
 
 
-def test_means_of_edge_blocks_divide_by_the_tokens_they_have():
-    q, k = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 5, 4)
-    k[:, :, 4] = 1.5  # the edge block holds this token alone; divided by 4 it would lose
-    lists = select_blocks(q, k, grid_q=(1, 1, 1), grid_k=(1, 1, 5), block=(1, 1, 4), sparsity=0.5)
-    assert lists.indices.tolist() == [[[[1]]]]
-
-
 @pytest.mark.parametrize("grid", [(5, 7, 6), (4, 4, 4), (1, 9, 2)])
 def test_blocks_and_back_is_the_identity(grid):
     blocks = BlockGrid(grid, (4, 4, 4))
     x = torch.arange(blocks.num_tokens, dtype=torch.float32).view(1, 1, -1, 1)
     assert torch.equal(blocks.from_blocks(blocks.to_blocks(x)), x)
     assert int(blocks.valid_tokens(x.device).sum()) == blocks.num_tokens
+
+
+@pytest.mark.parametrize("grid", [(5, 7, 6), (4, 4, 4), (1, 9, 2)])
+def test_each_token_knows_its_block(grid):
+    blocks = BlockGrid(grid, (4, 2, 4))
+    assert torch.equal(blocks.block_of_token(torch.device("cpu")), block_of_token(grid, (4, 2, 4)))
 
 
 @pytest.mark.parametrize(
@@ -157,6 +252,12 @@ def test_blocks_and_back_is_the_identity(grid):
         ({"k_BNSD": torch.zeros(2, 1, 252, 8)}, r"q \(2, 3, 210, 8\) and k \(2, 1, 252, 8\)"),
         ({"v_BNSD": torch.zeros(2, 3, 252, 4)}, r"v \(2, 3, 252, 4\) must have the shape of k"),
         ({"q_BNSD": torch.zeros(210, 8)}, r"q must be \[B, N, S, D\], got \(210, 8\)"),
+        ({"q_BNSD": torch.zeros(2, 3, 210, 8, dtype=torch.int32)}, r"floating-point type, got torch.int32"),
+        (
+            {"k_BNSD": torch.zeros(2, 3, 252, 8).half()},
+            r"k \(torch.float16 on cpu\) must have the type and device of q",
+        ),
+        ({"v_BNSD": torch.zeros(2, 3, 252, 8).double()}, r"v \(torch.float64 on cpu\) must have .*\(torch.float32 on"),
     ],
 )
 def test_misfits_are_named_with_their_shapes(change, names):
@@ -179,5 +280,31 @@ def test_lists_that_cannot_be_right_are_refused(indices, count, names):
     q, k, v = make_qkv(**SMALL, batch=1, heads=1)
     rows = torch.tensor([indices], dtype=torch.int32).expand(1, 1, 4, 2)
     lists = BlockSelection(rows, torch.full((1, 1, 4), count, dtype=torch.int32))
+    with pytest.raises(ValueError, match=names):
+        block_sparse_attention(q, k, v, **SMALL, lists=lists)
+    with pytest.raises(ValueError, match=names):
+        check_lists(lists, grid_k=SMALL["grid_k"], block=SMALL["block"])
+
+
+@pytest.mark.parametrize("rule", [{"sparsity": 0.5}, {"cdf": 0.5}, {"keep_first": True}])
+def test_lists_and_a_rule_are_refused_together(rule):
+    q, k, v = make_qkv(**SMALL, batch=1, heads=1)
+    lists = select_blocks(q, k, **SMALL)
+    with pytest.raises(ValueError, match="lists fix the key blocks"):
+        block_sparse_attention(q, k, v, **SMALL, lists=lists, **rule)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda i, c: (i[:, :, :3], c[:, :, :3]), r"rows \(1, 1, 4\).*indices are \(1, 1, 3, 4\), counts \(1, 1, 3\)"),
+        (lambda i, c: (i[..., :0], c * 0), r"at least one column; indices are \(1, 1, 4, 0\)"),
+        (lambda i, c: (i.long(), c), r"indices must be int32 on cpu, got torch.int64"),
+        (lambda i, c: (i, c.long()), r"counts must be int32 on cpu, got torch.int64"),
+    ],
+)
+def test_lists_for_other_inputs_are_refused(change, names):
+    q, k, v = make_qkv(**SMALL, batch=1, heads=1)
+    lists = BlockSelection(*change(*select_blocks(q, k, **SMALL, sparsity=0.5)))
     with pytest.raises(ValueError, match=names):
         block_sparse_attention(q, k, v, **SMALL, lists=lists)

@@ -56,7 +56,7 @@ def block_means(x_BNSD: torch.Tensor, blocks: BlockGrid) -> torch.Tensor:
     means = x_BNSD.new_empty(batch * heads, blocks.num_blocks, width, dtype=torch.float32)
     _gather_kernel[(blocks.num_blocks, batch * heads)](
         x_BNSD, means, means, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
-        *blocks.block, ROWS=tile_rows(blocks), D=width, BLOCKS=False, MEANS=True, REPEAT_FIRST=False,
+        *blocks.block, ROWS=tile_rows(blocks), D=width, BLOCKS=False, MEANS=True, REPEAT_FIRST=False, num_warps=2,
     )  # fmt: skip
     return means
 

@@ -9,6 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .rows import SIZES
+
 SCORE_BYTES = 1 << 28
 """Scores held at once: heads are taken in groups so that the matrix stays below it."""
 
@@ -29,7 +31,7 @@ def _scores_kernel(
     tl.store(scores_ptr + (head * num_q + rows[:, None]) * num_k + cols[None, :], scores, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_kept", "per_frame", *SIZES])
 def _keep_best_kernel(
     scores_ptr, indices_ptr, num_q, num_k, num_kept, per_frame, KEEP_FIRST: tl.constexpr, WIDTH: tl.constexpr
 ):  # fmt: skip
@@ -44,16 +46,24 @@ def _keep_best_kernel(
         highest = tl.full([WIDTH], 0xFFFFFFFF, tl.uint32)
         order = tl.where(cols == (row % num_q) % per_frame, highest, order)
     order = tl.where(inside, order, 0)
-    # The largest threshold that num_kept scores reach, bit by bit.
+    # The largest threshold that num_kept scores reach, bit by bit; one that exactly so many reach will do.
     threshold = tl.zeros([], tl.uint32)
-    for bit in range(32):
-        higher = threshold | (tl.full([], 1, tl.uint32) << (31 - bit))
-        enough = tl.sum((order >= higher).to(tl.int32), 0) >= num_kept
-        threshold = tl.where(enough, higher, threshold)
-    above = order > threshold
-    level = (order == threshold) & inside
-    wanted = num_kept - tl.sum(above.to(tl.int32), 0)
-    keep = above | (level & (tl.cumsum(level.to(tl.int32), 0) <= wanted))
+    reached = num_k
+    bit = tl.full([], 0x80000000, tl.uint32)
+    while (reached != num_kept) & (bit != 0):
+        higher = threshold | bit
+        count = tl.sum((order >= higher).to(tl.int32), 0)
+        if count >= num_kept:
+            threshold = higher
+            reached = count
+        bit = bit >> 1
+    keep = (order >= threshold) & inside
+    if reached != num_kept:
+        # Of the scores that equal the threshold, the first ones.
+        above = order > threshold
+        level = keep & (order == threshold)
+        wanted = num_kept - tl.sum(above.to(tl.int32), 0)
+        keep = above | (level & (tl.cumsum(level.to(tl.int32), 0) <= wanted))
     position = tl.cumsum(keep.to(tl.int32), 0) - 1
     tl.store(indices_ptr + row * num_kept + position, cols, mask=keep)
 
@@ -86,6 +96,6 @@ def best_blocks(
         block_width = triton.next_power_of_2(num_k)
         _keep_best_kernel[(len(q) * num_q,)](
             scores, indices[first:], num_q, num_k, num_kept, per_frame or 1,
-            KEEP_FIRST=per_frame is not None, WIDTH=block_width, num_warps=max(1, min(8, block_width // 512)),
+            KEEP_FIRST=per_frame is not None, WIDTH=block_width, num_warps=max(1, min(8, block_width // 1024)),
         )  # fmt: skip
     return indices
