@@ -1,4 +1,4 @@
-"""The command line: check, train, sample, demo, ui. Each command is one core call and the printing around it."""
+"""The command line: check, train, sample, demo, bench, ui. Each command is one core call and the printing around it."""
 
 from __future__ import annotations
 
@@ -75,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--attention", choices=("auto", "dense", "sparse"), default="auto")
     sample.set_defaults(run=_sample)
+
+    bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device")
+    bench.set_defaults(run=_bench)
 
     ui = commands.add_parser("ui", help="open the app in the browser (default)")
     ui.add_argument("--project", type=Path, help="open this dataset")
@@ -153,6 +156,13 @@ def _sample(options: argparse.Namespace) -> int:
     for event in sample(request, bundle, options.out, should_stop=_interrupted()):
         bar.show(event)
     return 0 if options.out.exists() else USER_ERROR
+
+
+def _bench(_: argparse.Namespace) -> int:
+    from studio.bench import run_bench
+
+    run_bench()
+    return 0
 
 
 def _ui(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ FLOORS = {
     "studio.ui": 5,
     "studio.nb": 5,
     "studio.demo": 5,
+    "studio.bench": 5,
     "studio.cli": 6,
     "studio.__main__": 7,
 }
@@ -29,7 +30,7 @@ STRANGERS = [
     {"studio.ui", "studio.nb"},
     {"studio.ui", "studio.cli"},
     {"studio.nb", "studio.cli"},
-    {"studio.demo", "studio.ui", "studio.nb"},
+    {"studio.demo", "studio.bench", "studio.ui", "studio.nb"},
 ]
 """Rooms of one floor that do not know each other."""
 

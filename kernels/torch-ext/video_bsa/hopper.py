@@ -1,8 +1,9 @@
 """The attention and its gradients for sm_90, in Gluon: blocks of 64 rows, 16-bit operands.
 
-A program owns one block of 64 rows in one warpgroup. The other side's tiles come through TMA into a ring of shared
-buffers, the products run asynchronously on the tensor cores, and three programs (two in the backward) share an SM, so
-that one multiplies while another exponentiates. `kernels/README.md` has the measurements behind each choice.
+A program owns one block of 64 rows in one warpgroup. The other side's tiles come through TMA into shared memory. Four
+programs share an SM in the forward, so that one multiplies while another loads or exponentiates; in the backward it is
+two, each with its next tiles under way and its products asynchronous. `kernels/README.md` has the measurements behind
+each choice.
 
 A wave of programs reads its ascending lists from the first key block to the last. Left alone, programs drift apart
 until they read all over a head's keys and values, which do not fit the L2. So each program waits for most of the wave
@@ -36,14 +37,14 @@ ROWS = 64
 
 LOG2_E = 1.4426950408889634
 
-FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 3, 2
+FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 4, 2
 """Programs that an SM holds at once, by registers and shared memory."""
 
-FORWARD_REGISTERS = 168
-"""A thread's share when three programs of 128 threads divide the 65,536 registers of an SM."""
+FORWARD_REGISTERS = 128
+"""A thread's share when four programs of 128 threads divide the 65,536 registers of an SM."""
 
-LAG = 0.05
-"""Share of a wave that the next one does not wait for. Measured: 0.03 to 0.1 are alike, 0.15 undoes it."""
+LAG, KEY_LAG = 0.05, 0.2
+"""Shares of a wave that the next one does not wait for. Over key blocks, whose lists differ in length, it is more."""
 
 _sync_threads = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # renamed in triton 3.7
 
@@ -66,26 +67,11 @@ def _transposed_product(a, b, like):
 
 
 @gluon.jit
-def _scores(q_low, q_high, k_buffer, like, HALF: gl.constexpr):
-    """q @ k.T with the lower half of q in registers and the upper half, if any, in shared memory; asynchronous."""
-    if k_buffer.shape[1] == HALF:
-        scores = _transposed_product(q_low, k_buffer, like)
-    else:
-        scores = _transposed_product(q_low, k_buffer.slice(0, HALF, dim=1), like)
-        scores = warpgroup_mma(q_high, k_buffer.slice(HALF, HALF, dim=1).permute((1, 0)), scores, is_async=True)
-    return scores
-
-
-@gluon.jit
-def _fetch_forward(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, step, slot):
-    """Starts the loads of a step: V of list entry `step`, K of the one after it (of the last one twice)."""
+def _fetch(desc, buffer, bar, indices, first, count, step):
+    """Starts the load of the tile that list entry `step` names."""
     if step < count:
-        now = gl.load(indices + step)
-        after = gl.load(indices + gl.minimum(step + 1, count - 1))
-        bar = bars.index(slot)
-        mbarrier.expect(bar, 2 * k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(v_desc, [(first + now) * 64, 0], bar, v_ring.index(slot))
-        tma.async_copy_global_to_shared(k_desc, [(first + after) * 64, 0], bar, k_ring.index(slot))
+        mbarrier.expect(bar, desc.block_type.nbytes)
+        tma.async_copy_global_to_shared(desc, [(first + gl.load(indices + step)) * 64, 0], bar, buffer)
 
 
 @gluon.jit(do_not_specialize=SIZES)
@@ -95,8 +81,6 @@ def _forward_kernel(
     BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, EVEN: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = 64
-    STAGES: gl.constexpr = 2
-    HALF: gl.constexpr = 64
     dtype: gl.constexpr = k_desc.dtype
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, ROWS, 16])
     OUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
@@ -104,23 +88,18 @@ def _forward_kernel(
     block = gl.program_id(0)
     head = gl.program_id(1)
 
-    # Q where it lies. Half of it stays in registers: there is room for no more, and shared memory has other readers.
+    # Q where it lies, K and V in one buffer each: the other programs of the SM multiply while this one waits.
     rows = gl.arange(0, ROWS, gl.SliceLayout(1, LOAD))
-    dims = gl.arange(0, HALF, gl.SliceLayout(0, LOAD))
+    dims = gl.arange(0, D, gl.SliceLayout(0, LOAD))
     token, valid = token_of_row(rows, block, grid_q, BT, BH, BW)
     q_at = q_ptr + head_offset(head, heads, q_strides) + token.to(gl.int64)[:, None] * q_strides[2] + dims[None, :]
-    has_token = (rows < valid)[:, None]
-    q_low = gl.convert_layout(gl.load(q_at, mask=has_token, other=0.0), gl.DotOperandLayout(0, SCORES, 2))
-    q_high = q_low
-    if D > HALF:
-        upper = gl.load(q_at + HALF, mask=has_token, other=0.0)
-        q_high = gl.allocate_shared_memory(dtype, [ROWS, HALF], k_desc.layout, upper)
-
-    k_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], k_desc.layout)
-    v_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], v_desc.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES + 1):
-        mbarrier.init(bars.index(stage), count=1)
+    q = gl.load(q_at, mask=(rows < valid)[:, None], other=0.0)
+    q_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout, q)
+    k_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout)
+    v_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], v_desc.layout)
+    bars = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for each in gl.static_range(2):
+        mbarrier.init(bars.index(each), count=1)
     fence_async_shared()
     _sync_threads()
 
@@ -128,28 +107,20 @@ def _forward_kernel(
     count = gl.load(counts_ptr + row_list)
     indices = indices_ptr + row_list * width
     first = head * num_k
-    # The first K goes into the buffer that step STAGES - 1 fills, once the first product has read it.
-    if count > 0:
-        mbarrier.expect(bars.index(STAGES), k_desc.block_type.nbytes)
-        tma.async_copy_global_to_shared(
-            k_desc, [(first + gl.load(indices)) * ROWS, 0], bars.index(STAGES), k_ring.index(STAGES - 1)
-        )
-    for stage in gl.static_range(STAGES - 1):
-        _fetch_forward(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, stage, stage)
+    _fetch(k_desc, k_buffer, bars.index(0), indices, first, count, 0)
+    _fetch(v_desc, v_buffer, bars.index(1), indices, first, count, 0)
     _keep_step(clock_ptr, head * num_q + block, wave, lag)
 
     highest = gl.full([ROWS], float("-inf"), gl.float32, gl.SliceLayout(1, SCORES))
     total = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, SCORES))
+    out = gl.zeros([ROWS, D], gl.float32, OUT)
     like = gl.zeros([ROWS, ROWS], gl.float32, SCORES)
     cols = gl.arange(0, ROWS, gl.SliceLayout(0, SCORES))
-    mbarrier.wait(bars.index(STAGES), 0, pred=count > 0)
-    scores = warpgroup_mma_wait(0, deps=[_scores(q_low, q_high, k_ring.index(STAGES - 1), like, HALF)])
-    _sync_threads()
-    _fetch_forward(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, STAGES - 1, STAGES - 1)
-    out_running = warpgroup_mma_init(gl.zeros([ROWS, D], gl.float32, OUT))
-    probs_16 = gl.zeros([ROWS, ROWS], dtype, gl.DotOperandLayout(0, OUT, 2))
     for i in range(count):
-        slot = i % STAGES
+        mbarrier.wait(bars.index(0), i & 1)
+        scores = warpgroup_mma(q_buffer, k_buffer.permute((1, 0)), like, use_acc=False)
+        _sync_threads()
+        _fetch(k_desc, k_buffer, bars.index(0), indices, first, count, i + 1)
         higher = gl.maximum(highest, gl.max(scores, 1) * scale_log2)
         shrink = gl.exp2(highest - higher)
         probs = gl.exp2(scores * scale_log2 - higher[:, None])
@@ -162,24 +133,14 @@ def _forward_kernel(
             weights = gl.where(cols == 0, 1.0 - missing.to(gl.float32), 1.0)
             total = total * shrink + gl.sum(probs * weights[None, :], 1)
         highest = higher
-        next_16 = gl.convert_layout(probs.to(dtype), gl.DotOperandLayout(0, OUT, 2))
-        # All of that ran beside the last step's product with V, which reads its probabilities from registers. Once it is
-        # done, its registers and buffers are free.
-        out, _ = warpgroup_mma_wait(0, deps=[out_running, probs_16])
-        probs_16 = next_16
-        _sync_threads()
-        if i > 0:
-            _fetch_forward(
-                k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, i - 1 + STAGES, (i - 1) % STAGES
-            )
+        probs_16 = gl.convert_layout(probs.to(dtype), gl.DotOperandLayout(0, OUT, 2))
         out = out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None]
-        mbarrier.wait(bars.index(slot), i // STAGES & 1)
-        scores_running = _scores(q_low, q_high, k_ring.index(slot), like, HALF)
-        out_running = warpgroup_mma(probs_16, v_ring.index(slot), out, is_async=True)
-        scores = warpgroup_mma_wait(1, deps=[scores_running])
-    out, probs_16 = warpgroup_mma_wait(0, deps=[out_running, probs_16])
-    for stage in gl.static_range(STAGES + 1):
-        mbarrier.invalidate(bars.index(stage))
+        mbarrier.wait(bars.index(1), i & 1)
+        out = warpgroup_mma(probs_16, v_buffer, out)
+        _sync_threads()
+        _fetch(v_desc, v_buffer, bars.index(1), indices, first, count, i + 1)
+    for each in gl.static_range(2):
+        mbarrier.invalidate(bars.index(each))
     gl.atomic_add(clock_ptr, 1, sem="relaxed")
 
     # A query without a list: zeros, and a log-sum-exp of -inf.
@@ -378,10 +339,10 @@ def _descriptor(blocks_RD: torch.Tensor) -> TensorDescriptor:
     return TensorDescriptor(blocks_RD, list(blocks_RD.shape), [width, 1], [ROWS, width], layout)
 
 
-def _step_keeping(device: torch.device, programs_per_sm: int) -> tuple[torch.Tensor, int, int]:
+def _step_keeping(device: torch.device, programs_per_sm: int, share: float = LAG) -> tuple[torch.Tensor, int, int]:
     """(clock at zero, programs of a wave, how many of them the next wave does not wait for)."""
     wave = programs_per_sm * torch.cuda.get_device_properties(device).multi_processor_count
-    return torch.zeros(1, dtype=torch.int32, device=device), wave, int(LAG * wave)
+    return torch.zeros(1, dtype=torch.int32, device=device), wave, int(share * wave)
 
 
 def _is_even(blocks: BlockGrid) -> bool:
@@ -426,9 +387,9 @@ def key_gradients(
     stats_desc = TensorDescriptor(stats, list(stats.shape), [2 * ROWS, 1], [1, 2 * ROWS], layout)
     _key_gradients_kernel[(blocks_k.num_blocks, batch * heads)](
         _descriptor(k_blocks), _descriptor(v_blocks), _descriptor(q_blocks), _descriptor(grad_blocks), stats_desc,
-        dk, dv, queries, starts, order, *_step_keeping(dk.device, BACKWARD_PROGRAMS), dk.stride()[:3], dv.stride()[:3],
-        heads, blocks_k.grid, blocks_q.num_blocks, blocks_k.num_blocks, width**-0.5 * LOG2_E, width**-0.5,
-        *blocks_k.block, D=width, num_warps=4,
+        dk, dv, queries, starts, order, *_step_keeping(dk.device, BACKWARD_PROGRAMS, KEY_LAG),
+        dk.stride()[:3], dv.stride()[:3], heads, blocks_k.grid, blocks_q.num_blocks, blocks_k.num_blocks,
+        width**-0.5 * LOG2_E, width**-0.5, *blocks_k.block, D=width, num_warps=4,
     )  # fmt: skip
 
 

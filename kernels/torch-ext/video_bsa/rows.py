@@ -13,7 +13,6 @@ import triton.language as tl
 
 from .grid import BlockGrid
 
-
 SIZES = ("heads", "num_q", "num_k", "num_blocks", "num_tokens", "width", "wave", "lag")
 """Arguments that differ from call to call: kernels are not compiled anew when one is divisible by 16 or equals 1."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from video_bsa import (
     BlockSelection,
@@ -147,6 +148,18 @@ class AttentionRecorder:
         self.records.append(AttentionRecord(layer=self.layer, overlap=overlap.mean().item(), mass=mass.mean().item()))
 
 
+DENSE_BACKENDS = [
+    SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+]  # fmt: skip
+"""The quickest first; what one does not take goes to the next. On an H200 cuDNN takes 0.63 of the time of flash."""
+
+
+def attend_densely(q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
+    """Softmax attention [B, N, Sq, D] over every key, scale D^-0.5."""
+    with sdpa_kernel(DENSE_BACKENDS, set_priority=True):
+        return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+
+
 def attend(
     q_BNSD: torch.Tensor,
     k_BNSD: torch.Tensor,
@@ -159,7 +172,7 @@ def attend(
 ) -> torch.Tensor:
     """Softmax attention [B, N, Sq, D], scale D^-0.5, no mask; sparse where `choice` says so for these grids."""
     if not choice.is_sparse(grid_q, grid_k):
-        return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+        return attend_densely(q_BNSD, k_BNSD, v_BNSD)
     at_q, at_k, block = _triple(grid_q), _triple(grid_k), choice.block
     lists = select_blocks(q_BNSD, k_BNSD, grid_q=at_q, grid_k=at_k, block=block, sparsity=choice.sparsity)
     if recorder is not None:
