@@ -52,7 +52,7 @@ def smooth(grid: tuple[int, int, int]) -> torch.Tensor:
     """bf16 [1, HEADS, S, WIDTH] whose neighbours in (t, h, w) are alike: coarse noise, interpolated, and some noise."""
     coarse = torch.randn(HEADS, WIDTH, *(max(2, size // 6) for size in grid), device="cuda")
     fine = F.interpolate(coarse, size=grid, mode="trilinear").flatten(2).transpose(1, 2)
-    return (fine + 0.5 * torch.randn_like(fine)).to(torch.bfloat16).unsqueeze(0)
+    return (fine + 0.5 * torch.randn_like(fine)).to(torch.bfloat16).unsqueeze(0).contiguous()
 
 
 def matmul_rate() -> float:

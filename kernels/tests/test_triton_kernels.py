@@ -251,6 +251,17 @@ def test_results_lie_as_the_projection_reads_them_and_views_of_it_are_taken():
     assert torch.equal(out, block_sparse_attention(*copied, grid_q=grid, grid_k=grid, sparsity=0.5))
 
 
+def test_rows_may_begin_at_any_number():
+    grid = (4, 4, 16)
+    q, k, v = (
+        torch.randn(1, 2, 256, 66, generator=torch.Generator().manual_seed(i)).to(DEVICE, DTYPES[0])[..., 1:65]
+        for i in range(3)
+    )
+    out = block_sparse_attention(q, k, v, grid_q=grid, grid_k=grid, sparsity=0.5)
+    copied = (x.contiguous() for x in (q, k, v))
+    assert torch.equal(out, block_sparse_attention(*copied, grid_q=grid, grid_k=grid, sparsity=0.5))
+
+
 def test_inputs_that_no_kernel_takes_are_refused_with_the_reason():
     q = torch.zeros(1, 1, 64, 32, device=DEVICE)
     with pytest.raises(ValueError, match="64 or 128 numbers, not 32"):

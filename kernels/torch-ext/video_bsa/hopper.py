@@ -40,9 +40,6 @@ LOG2_E = 1.4426950408889634
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 4, 2
 """Programs that an SM holds at once, by registers and shared memory."""
 
-FORWARD_REGISTERS = 128
-"""A thread's share when four programs of 128 threads divide the 65,536 registers of an SM."""
-
 LAG, KEY_LAG = 0.05, 0.2
 """Shares of a wave that the next one does not wait for. Over key blocks, whose lists differ in length, it is more."""
 
@@ -370,7 +367,6 @@ def forward(
         _block_sizes(blocks_k, q.device), *_step_keeping(q.device, FORWARD_PROGRAMS), q.stride()[:3], out.stride()[:3],
         heads, blocks_q.grid, blocks_q.num_blocks, blocks_k.num_blocks, num_tokens, indices.shape[-1],
         width**-0.5 * LOG2_E, *blocks_q.block, D=width, EVEN=_is_even(blocks_k), num_warps=4,
-        maxnreg=FORWARD_REGISTERS,
     )  # fmt: skip
 
 

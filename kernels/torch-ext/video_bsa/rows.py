@@ -23,9 +23,10 @@ def tile_rows(blocks: BlockGrid) -> int:
 
 
 @triton.jit
-def _quotient(row, divisor):
-    """row // divisor, both at most 256, without a division in every row."""
-    return row * ((65535 + divisor) // divisor) >> 16
+def _divided(row, divisor):
+    """(row // divisor, row % divisor), both at most 256, without a division in every row."""
+    fixed_point = row * ((65535 + divisor) // divisor)
+    return fixed_point >> 16, (fixed_point & 0xFFFF) * divisor >> 16
 
 
 @triton.jit
@@ -39,11 +40,11 @@ def token_of_row(row, block, grid, BT: tl.constexpr, BH: tl.constexpr, BW: tl.co
     first_w = block % across_w * BW
     tall = tl.minimum(grid_h - first_h, BH)
     wide = tl.minimum(grid_w - first_w, BW)
-    frame = _quotient(row, tall * wide)
-    line = _quotient(row, wide)
+    line, column = _divided(row, wide)
+    frame, line = _divided(line, tall)
     t = first_t + frame
-    h = first_h + line - frame * tall
-    w = first_w + row - line * wide
+    h = first_h + line
+    w = first_w + column
     return (t * grid_h + h) * grid_w + w, tl.minimum(grid_t - first_t, BT) * tall * wide
 
 
