@@ -118,7 +118,7 @@ class RunFolder:
     def create(output_dir: Path, config: RunConfig) -> RunFolder:
         """A new folder in `output_dir`, named by the time (UTC), with `config.json` in it."""
         output_dir.mkdir(parents=True, exist_ok=True)
-        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
         folder = RunFolder(output_dir.absolute() / name)
         folder.path.mkdir()
         write_run_config(folder.path / CONFIG_FILE, config)
