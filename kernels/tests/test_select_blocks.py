@@ -93,7 +93,7 @@ def test_the_rules_choose_what_loops_over_fp64_scores_choose(grids, rule, keep_f
 
 def test_both_rules_take_the_larger_count_of_each_query_block():
     q, k = make_qk(**EVEN)
-    q = q * 4
+    q = q * 50
     by_cdf, by_both = (select_blocks(q, k, **EVEN, cdf=0.4, sparsity=sparsity) for sparsity in (None, 0.75))
     assert torch.equal(by_both.counts, by_cdf.counts.clamp(min=2))
     assert by_cdf.counts.unique().tolist() == [1, 2, 3]
@@ -180,10 +180,13 @@ def test_published_choice_is_that_of_the_published_formulas(rule, dtype):
         mass, order = torch.sort((scores * 64**-0.5).float().softmax(-1), dim=-1, descending=True)
         below = (mass.cumsum(-1) <= rule["cdf"]).sum(-1)
         counts = below.clamp(min=max(1, least))
-    expected = {place: set(order[place][: counts[place]].tolist()) for place in as_places(counts)}
-    assert as_sets(select_blocks(q, k, **grids, **rule, published=True)) == expected
+    found = as_sets(select_blocks(q, k, **grids, **rule, published=True))
+    for place in as_places(counts):  # of equal scores it does not say which one goes
+        assert len(found[place]) == counts[place]
+        best = scores[place][order[place][: counts[place]]]
+        assert torch.equal(scores[place][sorted(found[place])].sort(descending=True).values, best)
     if dtype is torch.bfloat16:  # what the rounding of scores costs, or the test would show nothing
-        assert as_sets(select_blocks(q, k, **grids, **rule)) != expected
+        assert as_sets(select_blocks(q, k, **grids, **rule)) != found
 
 
 def as_places(counts):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from .grid import BlockGrid, Triple
+from .grid import BlockGrid, Triple, check_sizes
 from .op import attend_op, load_kernels, select_op
 from .select import BlockSelection
 
@@ -44,7 +44,7 @@ def block_sparse_attention(
             ascending or out of range, a rule is out of range, or the kernels of the device do not take these
             inputs.
     """
-    blocks_q, blocks_k = _check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
+    blocks_q, blocks_k = check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
     if v_BNSD.shape != k_BNSD.shape:
         raise ValueError(f"v {tuple(v_BNSD.shape)} must have the shape of k {tuple(k_BNSD.shape)}")
     _check_alike("v", v_BNSD, q_BNSD)
@@ -62,7 +62,7 @@ def block_sparse_attention(
     else:
         if sparsity is not None or cdf is not None or keep_first:
             raise ValueError("lists fix the key blocks; give no sparsity, cdf or keep_first with them")
-        _check_list_shapes(lists, rows=(*q_BNSD.shape[:2], blocks_q.num_blocks), device=q_BNSD.device)
+        check_list_shapes(lists, rows=(*q_BNSD.shape[:2], blocks_q.num_blocks), device=q_BNSD.device)
         if not torch.compiler.is_compiling() and q_BNSD.device.type == "cpu":
             check_lists(lists, grid_k=grid_k, block=block)
     out, _ = attend_op(q_BNSD, k_BNSD, v_BNSD, lists.indices, lists.counts, list(grid_q), list(grid_k), list(block))
@@ -104,7 +104,7 @@ def select_blocks(
 
     Source: LongCat-Video 6b3f4b8, `longcat_video/block_sparse_attention/bsa_interface.py`.
     """
-    _check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
+    check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
     if sparsity is None and cdf is None:
         sparsity = DEFAULT_SPARSITY
     if sparsity is not None and not 0 <= sparsity < 1:
@@ -125,10 +125,11 @@ def check_lists(lists: BlockSelection, *, grid_k: Triple, block: Triple = (4, 4,
     """Refuse lists that name a key block twice, or one that `grid_k` does not have. Waits for the device.
 
     Raises:
-        ValueError: a count is negative or beyond the width of the list, or the block numbers within a count are
-            out of range or not strictly ascending.
+        ValueError: indices and counts do not fit each other or are not int32, a count is negative or beyond the
+            width of the list, or the block numbers within a count are out of range or not strictly ascending.
     """
     indices, counts = lists
+    check_list_shapes(lists, rows=tuple(indices.shape[:-1]), device=indices.device)
     num_blocks = BlockGrid(grid_k, block).num_blocks
     if ((counts < 0) | (counts > indices.shape[-1])).any():
         raise ValueError(f"counts must lie in [0, {indices.shape[-1]}], the width of indices {tuple(indices.shape)}")
@@ -153,10 +154,12 @@ def kernel_refusal(
     return kernels.refusal_for(device, dtype, head_width, block)
 
 
-def _check_inputs(
+def check_inputs(
     q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, *, grid_q: Triple, grid_k: Triple, block: Triple
 ) -> tuple[BlockGrid, BlockGrid]:
     """Block grids of queries and keys, once shapes and types are known to fit."""
+    for name, sizes in (("grid_q", grid_q), ("grid_k", grid_k), ("block", block)):
+        check_sizes(name, sizes)
     blocks_q, blocks_k = BlockGrid(grid_q, block), BlockGrid(grid_k, block)
     for name, x, blocks in (("q", q_BNSD, blocks_q), ("k", k_BNSD, blocks_k)):
         if x.ndim != 4:
@@ -182,13 +185,13 @@ def _check_alike(name: str, x: torch.Tensor, q: torch.Tensor) -> None:
         )
 
 
-def _check_list_shapes(lists: BlockSelection, *, rows: tuple[int, ...], device: torch.device) -> None:
+def check_list_shapes(lists: BlockSelection, *, rows: tuple[int, ...], device: torch.device) -> None:
     """Refuse lists for other inputs, without reading a number of them."""
     indices, counts = lists
     if counts.shape != rows or indices.shape[:-1] != rows or indices.shape[-1] == 0:
         raise ValueError(
             f"lists must have the rows {rows} (batch, heads, query blocks) and at least one column; "
-            f"indices are {tuple(indices.shape)}, counts {tuple(counts.shape)}"
+            f"indices are {tuple(indices.shape)}, counts {tuple(counts.shape)}: choose them for these grids and block"
         )
     for name, x in (("indices", indices), ("counts", counts)):
         if x.dtype != torch.int32 or x.device != device:

@@ -15,6 +15,12 @@ import torch.nn.functional as F
 Triple = tuple[int, int, int]
 
 
+def check_sizes(name: str, sizes: Triple) -> None:
+    """Refuse anything but three counts (t, h, w) of at least 1; `name` is what the caller knows them by."""
+    if len(sizes) != 3 or any(size < 1 for size in sizes):
+        raise ValueError(f"{name} must be three counts (t, h, w) of at least 1, got {tuple(sizes)}")
+
+
 @dataclass(frozen=True)
 class BlockGrid:
     """A token grid cut into attention blocks, both (t, h, w)."""
@@ -23,9 +29,8 @@ class BlockGrid:
     block: Triple
 
     def __post_init__(self) -> None:
-        for name, sizes in (("grid", self.grid), ("block", self.block)):
-            if len(sizes) != 3 or any(size < 1 for size in sizes):
-                raise ValueError(f"{name} must be three counts (t, h, w) of at least 1, got {tuple(sizes)}")
+        check_sizes("grid", self.grid)
+        check_sizes("block", self.block)
 
     @property
     def counts(self) -> Triple:
@@ -69,3 +74,9 @@ class BlockGrid:
         """Int64 [S]: the number of the block that each token lies in."""
         numbers = torch.arange(self.num_blocks, device=device).view(1, 1, -1, 1, 1)
         return self.from_blocks(numbers.expand(1, 1, -1, math.prod(self.block), 1)).flatten()
+
+
+def tokens_first_empty(x_BNSD: torch.Tensor) -> torch.Tensor:
+    """Uninitialised, in the shape of `x` and the memory order [B, S, N, D] that the output projection reads."""
+    batch, heads, tokens, width = x_BNSD.shape
+    return x_BNSD.new_empty(batch, tokens, heads, width).transpose(1, 2)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from .attention import check_inputs, check_list_shapes
 from .grid import BlockGrid, Triple
 from .select import BlockSelection
 
@@ -23,21 +24,22 @@ def list_overlap(lists: BlockSelection, *, grid_q: Triple, block: Triple = (4, 4
     0 where one is empty; the result is the mean over all pairs of neighbours, NaN where there is none.
 
     Raises:
-        ValueError: the lists have another number of query blocks than the grid.
+        ValueError: the lists have other query blocks than the grid, or indices and counts do not fit each other.
     """
     blocks_q = BlockGrid(grid_q, block)
-    _check_rows(lists, blocks_q)
-    num_blocks = int(lists.indices.max()) + 1
+    indices, counts = lists
+    check_list_shapes(lists, rows=(*counts.shape[:-1], blocks_q.num_blocks), device=counts.device)
+    num_blocks = int(indices.where(_counted(indices, counts), -1).max()) + 1
     sums = []
-    for indices, counts in zip(lists.indices.flatten(0, 1), lists.counts.flatten(0, 1), strict=True):
-        listed = _listed(indices, counts, num_blocks).unflatten(0, blocks_q.counts)  # [nt, nh, nw, Mk]
+    for indices_MR, counts_M in zip(indices.flatten(0, 1), counts.flatten(0, 1), strict=True):
+        listed = _listed(indices_MR, counts_M, num_blocks).unflatten(0, blocks_q.counts)  # [nt, nh, nw, Mk]
         shares = []
         for axis, size in enumerate(blocks_q.counts):
             a, b = listed.narrow(axis, 0, size - 1), listed.narrow(axis, 1, size - 1)
             smaller = torch.minimum(a.sum(dim=-1), b.sum(dim=-1))
             shares.append(((a & b).sum(dim=-1) / smaller.clamp(min=1)).flatten())
         sums.append(torch.cat(shares).mean())
-    return torch.stack(sums).view(lists.counts.shape[:2])
+    return torch.stack(sums).view(counts.shape[:2])
 
 
 @torch.no_grad()
@@ -56,15 +58,10 @@ def retained_mass(
     at a time: slow on long videos, but never more memory than a chunk takes.
 
     Raises:
-        ValueError: the lists have another number of query blocks than the grid, or q or k another of tokens.
+        ValueError: q, k or the lists do not fit the grids or one another.
     """
-    blocks_q, blocks_k = BlockGrid(grid_q, block), BlockGrid(grid_k, block)
-    _check_rows(lists, blocks_q)
-    if q_BNSD.shape[2] != blocks_q.num_tokens or k_BNSD.shape[2] != blocks_k.num_tokens:
-        raise ValueError(
-            f"q {tuple(q_BNSD.shape)} and k {tuple(k_BNSD.shape)} must have the {blocks_q.num_tokens} tokens of grid_q "
-            f"{tuple(grid_q)} and the {blocks_k.num_tokens} of grid_k {tuple(grid_k)}"
-        )
+    blocks_q, blocks_k = check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
+    check_list_shapes(lists, rows=(*q_BNSD.shape[:2], blocks_q.num_blocks), device=q_BNSD.device)
     size = max(1, CHUNK_SCORES // blocks_k.num_tokens)
     query_block, key_block = (blocks.block_of_token(q_BNSD.device) for blocks in (blocks_q, blocks_k))
     means = []
@@ -74,23 +71,21 @@ def retained_mass(
         listed = _listed(indices, counts, blocks_k.num_blocks)
         total = q.new_zeros((), dtype=torch.float64)
         for q_CD, rows in zip(q.float().split(size), query_block.split(size), strict=True):
-            weights = (q_CD @ k.float().T * q.shape[-1] ** -0.5).softmax(dim=-1)  # [C, Sk]
+            with torch.autocast(q.device.type, enabled=False):
+                weights = (q_CD @ k.float().T * q.shape[-1] ** -0.5).softmax(dim=-1)  # [C, Sk]
             total += weights.where(listed[rows][:, key_block], 0.0).sum(dim=-1).sum(dtype=torch.float64)
         means.append((total / blocks_q.num_tokens).float())
     return torch.stack(means).view(lists.counts.shape[:2])
 
 
+def _counted(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Bool in the shape of `indices`: which entries are within the count."""
+    return torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
+
+
 def _listed(indices_MR: torch.Tensor, counts_M: torch.Tensor, num_blocks: int) -> torch.Tensor:
     """Bool [Mq, Mk] of one head: which key blocks are on the list of each query block."""
-    counted = torch.arange(indices_MR.shape[-1], device=indices_MR.device) < counts_M.unsqueeze(-1)
+    counted = _counted(indices_MR, counts_M)
     # Entries behind the count go to a column of their own.
     listed = torch.zeros(len(counts_M), num_blocks + 1, dtype=torch.bool, device=indices_MR.device)
     return listed.scatter_(1, indices_MR.long().where(counted, num_blocks), True)[:, :-1]
-
-
-def _check_rows(lists: BlockSelection, blocks_q: BlockGrid) -> None:
-    if lists.counts.shape[-1] != blocks_q.num_blocks:
-        raise ValueError(
-            f"lists of {lists.counts.shape[-1]} query blocks do not fit grid_q {tuple(blocks_q.grid)}, which has "
-            f"{blocks_q.num_blocks}"
-        )

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import torch
 
-from .grid import BlockGrid, Triple
+from .grid import BlockGrid, Triple, tokens_first_empty
 from .reference import reference_attention, reference_backward
 from .select import choose_blocks, list_width
 
@@ -97,7 +97,7 @@ def attend_op(
         return kernels.forward(q, k, v, indices, counts, blocks_q, blocks_k)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         out, lse = reference_attention(q, k, v, indices, counts, blocks_q, blocks_k)
-    return _heads_inside(q).copy_(out), lse.contiguous()
+    return tokens_first_empty(q).copy_(out), lse.contiguous()
 
 
 @attend_op.register_fake
@@ -111,7 +111,7 @@ def _(
     grid_k: list[int],
     block: list[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _heads_inside(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return tokens_first_empty(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op(
@@ -140,7 +140,7 @@ def attend_backward_op(
         return kernels.backward(grad_out, q, k, v, out, lse, indices, counts, blocks_q, blocks_k)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         grads = reference_backward(grad_out, q, k, v, out, lse, indices, counts, blocks_q, blocks_k)
-    dq, dk, dv = (_heads_inside(x).copy_(grad) for x, grad in zip((q, k, v), grads, strict=True))
+    dq, dk, dv = (tokens_first_empty(x).copy_(grad) for x, grad in zip((q, k, v), grads, strict=True))
     return dq, dk, dv
 
 
@@ -158,7 +158,7 @@ def _(
     grid_k: list[int],
     block: list[int],
 ) -> Tensors3:
-    return _heads_inside(q), _heads_inside(k), _heads_inside(v)
+    return tokens_first_empty(q), tokens_first_empty(k), tokens_first_empty(v)
 
 
 def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
@@ -205,9 +205,3 @@ def _blocks(grid_q: list[int], grid_k: list[int], block: list[int]) -> tuple[Blo
 def _triple(sizes: list[int]) -> Triple:
     t, h, w = sizes
     return t, h, w
-
-
-def _heads_inside(x_BNSD: torch.Tensor) -> torch.Tensor:
-    """Empty, in the shape and type of x, laid out as [B, S, N, D]."""
-    batch, heads, tokens, width = x_BNSD.shape
-    return x_BNSD.new_empty((batch, tokens, heads, width)).transpose(1, 2)

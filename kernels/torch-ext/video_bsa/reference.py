@@ -71,8 +71,8 @@ def reference_backward(
         for total, part in ((dk, grad_scores.transpose(1, 2) @ q), (dv, probs.transpose(1, 2) @ grad)):
             total.index_add_(0, listed, part.view(-1, *total.shape[1:]))
     batch_heads = q_BNSD.shape[:2]
-    dq = torch.cat(dq).unflatten(0, (*batch_heads, -1)) * q_BNSD.shape[-1] ** -0.5
-    dk, dv = (x.unflatten(0, (*batch_heads, -1))[:, :, :-1] for x in (dk, dv))
+    dq = torch.cat(dq).unflatten(0, (*batch_heads, blocks_q.num_blocks)) * q_BNSD.shape[-1] ** -0.5
+    dk, dv = (x.unflatten(0, (*batch_heads, blocks_k.num_blocks + 1))[:, :, :-1] for x in (dk, dv))
     return (
         blocks_q.from_blocks(dq).to(q_BNSD.dtype),
         blocks_k.from_blocks(dk).to(k_BNSD.dtype),

@@ -13,13 +13,17 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import triton
 
 from . import portable
 from .gather import block_means, gather_blocks, query_stats
-from .grid import BlockGrid, Triple
+from .grid import BlockGrid, Triple, tokens_first_empty
 from .invert import invert_lists
 from .rank import best_blocks
 from .rows import tile_rows
+
+if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
+    raise ImportError(f"3.6 or later, found {triton.__version__}")
 
 HEAD_WIDTHS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -109,12 +113,6 @@ def backward(
             portable.key_gradients(q, k, v, grad, stats, queries, starts, blocks_q, blocks_k, dk, dv)
             portable.query_gradients(q, k, v, grad, stats, indices, counts, blocks_q, blocks_k, dq)
         return dq, dk, dv
-
-
-def tokens_first_empty(x_BNSD: torch.Tensor) -> torch.Tensor:
-    """Uninitialised, in the shape of `x` and the memory order [B, S, N, D] that the output projection reads."""
-    batch, heads, tokens, width = x_BNSD.shape
-    return x_BNSD.new_empty(batch, tokens, heads, width).transpose(1, 2)
 
 
 def _rows_contiguous(x: torch.Tensor) -> torch.Tensor:
