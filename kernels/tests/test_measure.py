@@ -26,7 +26,7 @@ def lists_of_all_lengths():
     counts[..., 0] = 0
     counts[..., 1] = 1
     behind = torch.arange(12) >= counts[..., None]
-    return BlockSelection(lists.indices.masked_fill(behind, 99), counts)
+    return BlockSelection(lists.indices.masked_fill(behind, 2**31 - 1), counts)
 
 
 def as_sets(lists, b, n):
@@ -78,6 +78,14 @@ def test_retained_mass_is_the_dense_weight_on_listed_blocks(monkeypatch):
     assert (mass < 0.9).all()
 
 
+def test_autocast_leaves_the_mass_as_it_is():
+    q, k = make_qk()
+    lists = lists_of_all_lengths()
+    mass = retained_mass(q, k, lists, **GRIDS, block=BLOCK)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(retained_mass(q, k, lists, **GRIDS, block=BLOCK), mass)
+
+
 def test_nothing_is_lost_when_every_block_is_listed():
     q, k = (x.bfloat16() for x in make_qk())
     lists = select_blocks(q, k, **GRIDS, block=BLOCK, sparsity=0.0)
@@ -87,9 +95,13 @@ def test_nothing_is_lost_when_every_block_is_listed():
 def test_lists_of_another_grid_are_refused():
     q, k = make_qk()
     lists = select_blocks(q, k, **GRIDS, block=BLOCK)
-    with pytest.raises(ValueError, match=r"lists of 12 query blocks do not fit grid_q \(5, 7, 6\), which has 8"):
+    with pytest.raises(ValueError, match=r"lists must have the rows \(2, 3, 8\) .*counts \(2, 3, 12\): choose them"):
         list_overlap(lists, grid_q=GRIDS["grid_q"])
-    with pytest.raises(ValueError, match=r"lists of 12 query blocks do not fit"):
+    with pytest.raises(ValueError, match=r"lists must have the rows \(2, 3, 8\)"):
         retained_mass(q, k, lists, **GRIDS)
-    with pytest.raises(ValueError, match=r"must have the 210 tokens of grid_q"):
+    with pytest.raises(ValueError, match=r"lists must have the rows \(1, 3, 12\)"):
+        retained_mass(q[:1], k[:1], lists, **GRIDS, block=BLOCK)
+    with pytest.raises(ValueError, match=r"grid_q \(5, 7, 6\) has 210 tokens, but q is \(2, 3, 252, 8\)"):
         retained_mass(k, k, lists, **GRIDS, block=BLOCK)
+    with pytest.raises(ValueError, match=r"counts must be int32"):
+        list_overlap(lists._replace(counts=lists.counts.long()), grid_q=GRIDS["grid_q"], block=BLOCK)

@@ -10,6 +10,8 @@ import torch
 from video_bsa import BlockSelection, select_blocks
 
 RAGGED = {"grid_q": (5, 7, 6), "grid_k": (9, 7, 6)}
+SPREAD = 64.0
+"""What makes the mean queries of whole blocks so long that the masses of key blocks are far from equal."""
 EVEN = {"grid_q": (4, 8, 8), "grid_k": (8, 8, 8)}
 LINE = {"grid_q": (1, 1, 1), "block": (1, 1, 1)}
 
@@ -50,7 +52,9 @@ def expected_lists(q, k, *, grid_q, grid_k, block=(4, 4, 4), sparsity=None, cdf=
         count = 1 if sparsity is None else max(1, int((1 - sparsity) * len(places_k)))
         if cdf is not None:
             running = list(itertools.accumulate(mass[b, n, m, j].item() for j in best))
-            count = max(count, next((i + 1 for i, x in enumerate(running) if x >= cdf), len(best)))
+            # A sum may round to 1 before its last terms, or never reach it: 1 means all.
+            reached = next((i + 1 for i, x in enumerate(running) if x >= cdf and cdf < 1), len(best))
+            count = max(count, reached)
         chosen[b, n, m] = set(best[:count])
     return chosen
 
@@ -82,7 +86,7 @@ RULES = [
 @pytest.mark.parametrize("grids", [RAGGED, EVEN, RAGGED | {"block": (2, 3, 4)}], ids=["ragged", "even", "odd block"])
 def test_the_rules_choose_what_loops_over_fp64_scores_choose(grids, rule, keep_first):
     q, k = make_qk(grids["grid_q"], grids["grid_k"])
-    q = q * 4  # masses far from equal
+    q = q * SPREAD
     lists = select_blocks(q, k, **grids, **rule, keep_first=keep_first)
     assert as_sets(lists) == expected_lists(q, k, **grids, **rule, keep_first=keep_first)
     num_k = len(coordinates(grids["grid_k"], grids.get("block", (4, 4, 4))))
@@ -93,10 +97,19 @@ def test_the_rules_choose_what_loops_over_fp64_scores_choose(grids, rule, keep_f
 
 def test_both_rules_take_the_larger_count_of_each_query_block():
     q, k = make_qk(**EVEN)
-    q = q * 50
+    q = q * SPREAD
     by_cdf, by_both = (select_blocks(q, k, **EVEN, cdf=0.4, sparsity=sparsity) for sparsity in (None, 0.75))
     assert torch.equal(by_both.counts, by_cdf.counts.clamp(min=2))
-    assert by_cdf.counts.unique().tolist() == [1, 2, 3]
+    assert by_cdf.counts.unique().tolist() == [1, 2, 3]  # below, at and above what top-k keeps
+
+
+@pytest.mark.parametrize("rule", [{}, {"sparsity": 0.5}, {"cdf": 0.1}], ids=str)
+def test_the_block_of_the_conditioning_frame_can_be_forced_in(rule):
+    q, k = make_qk(**RAGGED)
+    free, forced = (select_blocks(q, k, **RAGGED, **rule, keep_first=keep_first) for keep_first in (False, True))
+    # Two by two blocks in h and w: query blocks 1 and 5 lie where key block 1 does.
+    assert all(m % 4 in row for (_, _, m), row in as_sets(forced).items())
+    assert not all(m % 4 in row for (_, _, m), row in as_sets(free).items())
 
 
 def test_one_in_sixteen_is_kept_where_no_rule_is_given():
@@ -171,26 +184,23 @@ def test_fp64_inputs_are_told_apart_in_fp64():
 @pytest.mark.parametrize("rule", [{"sparsity": 0.75}, {"cdf": 0.9}, {"cdf": 0.3, "sparsity": 0.75}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_published_choice_is_that_of_the_published_formulas(rule, dtype):
-    q, k = make_qk((8, 8, 16), (8, 8, 16), width=64, dtype=dtype)
-    grids = {"grid_q": (8, 8, 16), "grid_k": (8, 8, 16)}
-    scores = means(q, grids["grid_q"], (4, 4, 4)) @ means(k, grids["grid_k"], (4, 4, 4)).transpose(-1, -2)
+    """Which of equal scores is kept the published code leaves open, so what is compared is the scores kept."""
+    grid = (8, 8, 16)
+    # Whole eighths: the sums of 64 of them are exact in any order.
+    q, k = (x.mul(8).round() / 8 for x in make_qk(grid, grid, width=64, dtype=dtype))
+    scores = means(q, grid, (4, 4, 4)) @ means(k, grid, (4, 4, 4)).transpose(-1, -2)
     least = int((1 - rule.get("sparsity", 1)) * 16)
-    order, counts = torch.topk(scores, 16, dim=-1).indices, torch.full(scores.shape[:3], least)
+    count = torch.full(scores.shape[:3], least)
     if "cdf" in rule:
-        mass, order = torch.sort((scores * 64**-0.5).float().softmax(-1), dim=-1, descending=True)
-        below = (mass.cumsum(-1) <= rule["cdf"]).sum(-1)
-        counts = below.clamp(min=max(1, least))
-    found = as_sets(select_blocks(q, k, **grids, **rule, published=True))
-    for place in as_places(counts):  # of equal scores it does not say which one goes
-        assert len(found[place]) == counts[place]
-        best = scores[place][order[place][: counts[place]]]
-        assert torch.equal(scores[place][sorted(found[place])].sort(descending=True).values, best)
+        mass = (scores * 64**-0.5).float().softmax(-1).sort(dim=-1, descending=True).values
+        count = (mass.cumsum(-1) <= rule["cdf"]).sum(-1).clamp(min=max(1, least))
+    lists = select_blocks(q, k, grid_q=grid, grid_k=grid, **rule, published=True)
+    assert torch.equal(lists.counts, count.int())
+    for (b, n, m), kept in as_sets(lists).items():
+        found = scores[b, n, m, sorted(kept)].sort(descending=True).values
+        assert torch.equal(found, scores[b, n, m].sort(descending=True).values[: len(kept)])
     if dtype is torch.bfloat16:  # what the rounding of scores costs, or the test would show nothing
-        assert as_sets(select_blocks(q, k, **grids, **rule)) != found
-
-
-def as_places(counts):
-    return itertools.product(*map(range, counts.shape))
+        assert as_sets(lists) != as_sets(select_blocks(q, k, grid_q=grid, grid_k=grid, **rule))
 
 
 def test_published_choice_keeps_one_block_where_the_published_code_keeps_none():
@@ -206,6 +216,16 @@ def test_heads_and_batch_do_not_know_of_one_another_and_groups_of_heads_change_n
     assert all(torch.equal(x[[1, 0]][:, [2, 0, 1]], y) for x, y in zip(whole, moved, strict=True))
     monkeypatch.setattr("video_bsa.select.GROUP_SCORES", 1)
     assert all(torch.equal(x, y) for x, y in zip(whole, select_blocks(q, k, **RAGGED, **rule), strict=True))
+
+
+@pytest.mark.parametrize("rule", [*RULES, {"cdf": 0.5, "published": True}], ids=str)
+def test_two_choices_are_the_same_also_under_autocast(rule):
+    q, k = make_qk(**RAGGED)
+    once, again = select_blocks(q, k, **RAGGED, **rule), select_blocks(q, k, **RAGGED, **rule)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = select_blocks(q, k, **RAGGED, **rule)
+    for other in (again, under_autocast):
+        assert all(torch.equal(x, y) for x, y in zip(once, other, strict=True))
 
 
 def test_the_choice_carries_no_gradient():
@@ -226,6 +246,8 @@ def test_the_choice_carries_no_gradient():
         ({"sparsity": -0.1}, r"got -0.1"),
         ({"cdf": 0.0}, r"cdf is the softmax mass .* in \(0, 1\]; got 0.0"),
         ({"cdf": 1.1, "sparsity": 0.5}, r"cdf .*got 1.1"),
+        ({"grid_k": (9, 7)}, r"grid_k must be three counts .*\(9, 7\)"),
+        ({"grid_k": (9, 7, 5)}, r"grid_k \(9, 7, 5\) has 315 tokens, but k is \(2, 3, 378, 8\)"),
         ({"keep_first": True, "grid_k": (9, 6, 7)}, r"same h and w, got grid_q \(5, 7, 6\) and grid_k \(9, 6, 7\)"),
         ({"keep_first": True, "published": True}, r"give one of keep_first and published"),
     ],
