@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
-from video_bsa import BlockGrid, BlockSelection, block_sparse_attention, check_lists, select_blocks
+import video_bsa
+from video_bsa import (
+    BlockGrid,
+    BlockSelection,
+    block_sparse_attention,
+    check_lists,
+    kernel_refusal,
+    select_blocks,
+)
 
 RAGGED = {"grid_q": (5, 7, 6), "grid_k": (6, 7, 6)}
 SMALL = {"grid_q": (2, 3, 3), "grid_k": (3, 3, 3), "block": (2, 2, 2)}
@@ -61,10 +70,15 @@ def relative_error(x, expected):
     [((5, 7, 6), (6, 7, 6)), ((1, 4, 4), (4, 4, 4)), ((8, 4, 4), (8, 4, 4)), ((1, 1, 1), (3, 5, 9))],
 )
 def test_sparsity_zero_is_dense_attention(grid_q, grid_k):
-    q, k, v = make_qkv(grid_q, grid_k)
-    out = block_sparse_attention(q, k, v, grid_q=grid_q, grid_k=grid_k, sparsity=0.0)
-    # fp32 sums in another order; 2e-6 is the bound that the published kernels meet in fp32
-    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v), rtol=2e-6, atol=2e-6)
+    leaves = [x.requires_grad_() for x in make_qkv(grid_q, grid_k)]
+    out = block_sparse_attention(*leaves, grid_q=grid_q, grid_k=grid_k, sparsity=0.0)
+    dense = F.scaled_dot_product_attention(*leaves)
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
+    results = zip(
+        (out, *torch.autograd.grad(out, leaves, grad)), (dense, *torch.autograd.grad(dense, leaves, grad)), strict=True
+    )
+    # Both are fp32 sums, each in its own order.
+    assert all(relative_error(x, y.double()) < 2e-6 for x, y in results)
 
 
 SHAPES = [
@@ -73,32 +87,47 @@ SHAPES = [
     pytest.param((5, 7, 6), (6, 7, 6), (4, 4, 8), id="block wider than the grid"),
     pytest.param((7, 6, 8), (8, 6, 8), (4, 4, 4), id="23 of 24 x 30 x 52 in small"),
     pytest.param((1, 5, 7), (3, 5, 7), (4, 4, 4), id="one query frame"),
+    pytest.param((1, 5, 7), (1, 5, 7), (4, 4, 4), id="one frame"),
     pytest.param((4, 4, 8), (8, 4, 4), (4, 4, 4), id="even, of unlike shapes"),
     pytest.param((2, 3, 3), (2, 3, 3), (4, 4, 4), id="one block, not full"),
 ]
 
 
+BOUNDS = {
+    # Sums in another order; 2e-6 is the bound of the kernels too.
+    torch.float64: (1e-14, 1e-14),
+    torch.float32: (2e-6, 2e-6),
+    # Sums are fp32 inside. One rounding of the result is half a unit of the type; gradients also take the rounded
+    # result in, which large logits multiply.
+    torch.float16: (5e-4, 1e-3),
+    torch.bfloat16: (4e-3, 8e-3),
+}
+"""Relative errors of the output, and of dq, dk and dv."""
+
+
 @pytest.mark.parametrize(("grid_q", "grid_k", "block"), SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 8.0])
-def test_output_and_gradients_are_those_of_masked_dense_attention(grid_q, grid_k, block, scale):
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+def test_output_and_gradients_are_those_of_masked_dense_attention(grid_q, grid_k, block, scale, dtype):
     grids = {"grid_q": grid_q, "grid_k": grid_k, "block": block}
     num_q, num_k = (BlockGrid(grid, block).num_blocks for grid in (grid_q, grid_k))
     lists = random_lists(2, 3, num_q, num_k)
     if num_q == 1:  # else its one list would be empty
         lists = BlockSelection(lists.indices, torch.full_like(lists.counts, num_k))
-    results = {}
-    for dtype in (torch.float32, torch.float64):
-        q, k, v = (x.to(dtype).requires_grad_() for x in make_qkv(grid_q, grid_k))
-        out = block_sparse_attention(q * scale, k, v, **grids, lists=lists)
-        results[dtype] = out, *torch.autograd.grad((out * out.detach().cos()).sum(), (q, k, v))
-    q, k, v = (x.double().requires_grad_() for x in make_qkv(grid_q, grid_k))
-    out, _ = masked_oracle(q * scale, k, v, lists, **grids)
-    expected = out, *torch.autograd.grad((out * out.detach().cos()).sum(), (q, k, v))
-    # sums in another order, and errors of the exponents in proportion to the logits
-    for dtype, bound in ((torch.float32, 2e-6 * scale), (torch.float64, 1e-14 * scale)):
-        for name, x, y in zip(("out", "dq", "dk", "dv"), results[dtype], expected, strict=True):
-            assert x.dtype == dtype
-            assert relative_error(x, y) < bound, (name, dtype)
+    q, k, v = make_qkv(grid_q, grid_k, dtype=dtype)
+    q = q * scale
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    out = block_sparse_attention(*leaves, **grids, lists=lists)
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    expected, _ = masked_oracle(*exact, lists, **grids)
+    results = out, *torch.autograd.grad(out, leaves, grad)
+    expectations = expected, *torch.autograd.grad(expected, exact, grad.double())
+    of_out, of_grads = BOUNDS[dtype]
+    bounds = of_out, of_grads, of_grads, of_grads
+    for name, x, y, bound in zip(("out", "dq", "dk", "dv"), results, expectations, bounds, strict=True):
+        assert x.dtype == dtype
+        assert relative_error(x, y) < bound, name
 
 
 @pytest.mark.parametrize(("grid_q", "grid_k", "block"), SHAPES)
@@ -134,27 +163,17 @@ def test_the_parts_of_a_split_list_merge_by_their_logs():
     assert (~seen).any()
 
 
-def test_bf16_comes_back_as_bf16_within_its_rounding():
-    q, k, v = make_qkv(**RAGGED, dtype=torch.bfloat16)
-    lists = select_blocks(q, k, **RAGGED, sparsity=0.5)
-    out = block_sparse_attention(q, k, v, **RAGGED, lists=lists)
-    expected, _ = masked_oracle(q, k, v, lists, **RAGGED, block=(4, 4, 4))
-    assert out.dtype is torch.bfloat16
-    # fp32 inside, one rounding at the end: half a unit of bf16's 8 bits
-    assert relative_error(out, expected) < 4e-3
-
-
 def test_gradients_are_those_of_finite_differences():
     qkv = [x.requires_grad_() for x in make_qkv(**SMALL, batch=1, heads=2, width=4, dtype=torch.float64)]
     lists = select_blocks(qkv[0], qkv[1], **SMALL, sparsity=0.5)
     assert torch.autograd.gradcheck(lambda q, k, v: block_sparse_attention(q, k, v, **SMALL, lists=lists), qkv)
 
 
-def run(q, k, v, *, lists=None, **rule):
-    """(out, dq, dk, dv) on the ragged grids, for a gradient that is not constant."""
+def run(q, k, v, *, grad=None, **rule):
+    """(out, dq, dk, dv) on the ragged grids; the gradient that comes in is `grad`, or else made from the output."""
     q, k, v = (x.clone().requires_grad_() for x in (q, k, v))
-    out = block_sparse_attention(q, k, v, **RAGGED, lists=lists, **rule)
-    return out.detach(), *torch.autograd.grad(out, (q, k, v), out.detach().cos())
+    out = block_sparse_attention(q, k, v, **RAGGED, **rule)
+    return out.detach(), *torch.autograd.grad(out, (q, k, v), out.detach().cos() if grad is None else grad)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -188,6 +207,7 @@ def test_nan_in_blocks_that_are_not_listed_does_not_leak():
     unseen = block_of_token(RAGGED["grid_k"], (4, 4, 4)) == 5
     k[:, :, unseen] = torch.nan
     v[:, :, unseen] = torch.nan
+    q[:, :, block_of_token(RAGGED["grid_q"], (4, 4, 4)) == 0] = torch.nan  # its list is empty
     poisoned = run(q, k, v, lists=lists)
     assert all(torch.equal(x, y) for x, y in zip(clean, poisoned, strict=True))
     assert all((grad[:, :, unseen] == 0).all() for grad in poisoned[2:])
@@ -196,14 +216,23 @@ def test_nan_in_blocks_that_are_not_listed_does_not_leak():
 def test_nan_in_a_listed_block_reaches_those_that_list_it_and_no_other():
     q, k, v = make_qkv(**RAGGED)
     lists = select_blocks(q, k, **RAGGED, sparsity=0.5)
-    clean = block_sparse_attention(q, k, v, **RAGGED, lists=lists)
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(2))
+    clean = run(q, k, v, lists=lists, grad=grad)
     v[:, :, block_of_token(RAGGED["grid_k"], (4, 4, 4)) == 5] = torch.nan
-    out = block_sparse_attention(q, k, v, **RAGGED, lists=lists)
+    out, dq, dk, dv = run(q, k, v, lists=lists, grad=grad)
     lists_it = (lists.indices == 5).any(-1)[:, :, block_of_token(RAGGED["grid_q"], (4, 4, 4))]
-    assert out[lists_it].isnan().all()
-    assert torch.equal(out[~lists_it], clean[~lists_it])
-    assert lists_it.any()
-    assert (~lists_it).any()
+    for x, y in zip((out, dq), clean[:2], strict=True):
+        assert x[lists_it].isnan().all()
+        assert torch.equal(x[~lists_it], y[~lists_it])
+    # A key block shares the fate of the queries that list it; values weigh gradients and never meet one another.
+    touched = F.one_hot(lists.indices.long(), 8).sum(-2).bool() & (lists.indices == 5).any(-1, keepdim=True)
+    shares = touched.any(-2)[:, :, block_of_token(RAGGED["grid_k"], (4, 4, 4))]
+    assert dk[shares].isnan().all()
+    assert torch.equal(dk[~shares], clean[2][~shares])
+    assert torch.equal(dv, clean[3])
+    for mask in (lists_it, shares):
+        assert mask.any()
+        assert not mask.all()
 
 
 def test_entries_behind_the_count_are_ignored_and_an_empty_list_gives_zeros_without_nan():
@@ -216,8 +245,9 @@ def test_entries_behind_the_count_are_ignored_and_an_empty_list_gives_zeros_with
     assert empty.any()
     expected, _ = masked_oracle(q, k, v, lists._replace(indices=indices.clamp(max=7)), **SMALL)
     torch.testing.assert_close(out[:, :, ~empty].double(), expected[:, :, ~empty], rtol=1e-5, atol=1e-5)
-    out.sum().backward()
-    assert all(x.grad is not None and x.grad.isfinite().all() for x in (q, k, v))
+    dq, dk, dv = torch.autograd.grad(out.square().sum(), (q, k, v))
+    assert (dq[:, :, empty] == 0).all()
+    assert all(grad.isfinite().all() for grad in (dq, dk, dv))
 
 
 def test_a_tiny_grid_keeps_one_block():
@@ -246,8 +276,9 @@ def test_each_token_knows_its_block(grid):
     ("change", "names"),
     [
         ({"grid_q": (5, 7, 5)}, r"grid_q \(5, 7, 5\) has 175 tokens, but q is \(2, 3, 210, 8\)"),
-        ({"grid_k": (6, 7, 0)}, r"grid must be three counts .*\(6, 7, 0\)"),
+        ({"grid_k": (6, 7, 0)}, r"grid_k must be three counts .*\(6, 7, 0\)"),
         ({"block": (4, 0, 4)}, r"block must be three counts .*\(4, 0, 4\)"),
+        ({"grid_q": (5, 7)}, r"grid_q must be three counts \(t, h, w\) of at least 1, got \(5, 7\)"),
         ({"sparsity": 1.0}, r"sparsity is .*got 1.0"),
         ({"k_BNSD": torch.zeros(2, 1, 252, 8)}, r"q \(2, 3, 210, 8\) and k \(2, 1, 252, 8\)"),
         ({"v_BNSD": torch.zeros(2, 3, 252, 4)}, r"v \(2, 3, 252, 4\) must have the shape of k"),
@@ -298,6 +329,7 @@ def test_lists_and_a_rule_are_refused_together(rule):
     ("change", "names"),
     [
         (lambda i, c: (i[:, :, :3], c[:, :, :3]), r"rows \(1, 1, 4\).*indices are \(1, 1, 3, 4\), counts \(1, 1, 3\)"),
+        (lambda i, c: (i, c[:, :, :3]), r"indices are \(1, 1, 4, 4\), counts \(1, 1, 3\)"),
         (lambda i, c: (i[..., :0], c * 0), r"at least one column; indices are \(1, 1, 4, 0\)"),
         (lambda i, c: (i.long(), c), r"indices must be int32 on cpu, got torch.int64"),
         (lambda i, c: (i, c.long()), r"counts must be int32 on cpu, got torch.int64"),
@@ -308,3 +340,39 @@ def test_lists_for_other_inputs_are_refused(change, names):
     lists = BlockSelection(*change(*select_blocks(q, k, **SMALL, sparsity=0.5)))
     with pytest.raises(ValueError, match=names):
         block_sparse_attention(q, k, v, **SMALL, lists=lists)
+
+
+def test_lists_whose_parts_do_not_fit_are_refused_without_inputs():
+    lists = select_blocks(*make_qkv(**SMALL)[:2], **SMALL, sparsity=0.5)
+    with pytest.raises(ValueError, match=r"rows \(2, 3, 4\).*counts \(2, 3, 3\)"):
+        check_lists(lists._replace(counts=lists.counts[..., :3]), grid_k=SMALL["grid_k"], block=SMALL["block"])
+
+
+def test_an_empty_batch_goes_through_both_ways():
+    q, k, v = (x.requires_grad_() for x in make_qkv(**RAGGED, batch=0))
+    out = block_sparse_attention(q, k, v, **RAGGED)
+    assert [x.shape for x in (out, *torch.autograd.grad(out.sum(), (q, k, v)))] == [x.shape for x in (q, q, k, v)]
+
+
+def test_no_kernel_runs_on_a_cpu_and_the_reason_says_so():
+    assert kernel_refusal("cpu", torch.bfloat16, 128) == "the block-sparse kernels need a CUDA device, not cpu"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "block", "reason"),
+    [
+        (torch.float64, 128, (4, 4, 4), "bf16, fp16 and fp32, not float64"),
+        (torch.bfloat16, 80, (4, 4, 4), "64 or 128 numbers, not 80"),
+        (torch.float16, 64, (4, 8, 8), "up to 128 tokens in this type, not 256"),
+        (torch.float32, 64, (4, 4, 8), "up to 64 tokens in this type, not 128"),
+    ],
+)
+def test_the_kernels_say_which_inputs_they_do_not_take(dtype, width, block, reason):
+    pytest.importorskip("triton", minversion="3.6")
+    assert reason in kernel_refusal("cuda", dtype, width, block)
+
+
+def test_without_triton_the_refusal_names_it(monkeypatch):
+    monkeypatch.delattr(video_bsa, "triton_path", raising=False)
+    monkeypatch.setitem(sys.modules, "video_bsa.triton_path", None)
+    assert "need Triton (" in kernel_refusal("cuda", torch.bfloat16, 128)
