@@ -163,6 +163,15 @@ def test_the_parts_of_a_split_list_merge_by_their_logs():
     assert (~seen).any()
 
 
+def test_the_logs_carry_no_gradient_and_lie_in_a_row():
+    q, k, v = (x.requires_grad_() for x in make_qkv((5, 4, 4), (4, 4, 4)))
+    lists = select_blocks(q, k, grid_q=(5, 4, 4), grid_k=(4, 4, 4))
+    out, lse = torch.ops.video_bsa.attend(q, k, v, *lists, [5, 4, 4], [4, 4, 4], [4, 4, 4])
+    assert out.requires_grad
+    assert not lse.requires_grad
+    assert lse.is_contiguous()
+
+
 def test_gradients_are_those_of_finite_differences():
     qkv = [x.requires_grad_() for x in make_qkv(**SMALL, batch=1, heads=2, width=4, dtype=torch.float64)]
     lists = select_blocks(qkv[0], qkv[1], **SMALL, sparsity=0.5)

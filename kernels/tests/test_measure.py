@@ -20,13 +20,14 @@ def make_qk():
 
 
 def lists_of_all_lengths():
-    """Twelve query blocks by twelve key blocks; the first list is empty, and what is behind a count is no block."""
+    """Twelve query blocks by twelve key blocks; the first list is empty, and what is behind a count means nothing."""
     lists = select_blocks(*make_qk(), **GRIDS, block=BLOCK, cdf=0.6)
     counts = lists.counts.clone()
     counts[..., 0] = 0
     counts[..., 1] = 1
     behind = torch.arange(12) >= counts[..., None]
-    return BlockSelection(lists.indices.masked_fill(behind, 2**31 - 1), counts)
+    anything = torch.tensor([2**31 - 1, 7], dtype=torch.int32).repeat(6)
+    return BlockSelection(lists.indices.where(~behind, anything), counts)
 
 
 def as_sets(lists, b, n):

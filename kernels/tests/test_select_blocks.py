@@ -149,6 +149,12 @@ def test_cdf_of_one_keeps_every_block(masses):
     assert select_by_mass(masses, cdf=1.0) == list(range(300))
 
 
+def test_a_block_whose_mass_ends_at_cdf_is_the_last_one_kept():
+    masses = [0.25] * 4  # exact sums
+    for published in (False, True):
+        assert len(select_by_mass(masses, cdf=0.5, published=published)) == 2
+
+
 def test_equal_scores_go_to_the_lower_block_number_however_queries_are_ordered():
     q, k = torch.ones(1, 1, 8, 4), torch.ones(1, 1, 64, 4)
     grids = {"grid_q": (2, 2, 2), "grid_k": (4, 4, 4), "block": (2, 2, 2)}
@@ -171,6 +177,12 @@ def test_means_of_edge_blocks_divide_by_the_tokens_they_have():
 def test_scores_close_in_bf16_are_told_apart():
     q, k = torch.ones(1, 1, 1, 2).bfloat16(), torch.ones(1, 1, 2, 2).bfloat16()
     k[:, :, 1, 0] = 1 + 2**-7  # scores 2 and 2 + 2^-7, which bf16 rounds to 2
+    assert select_blocks(q, k, grid_k=(2, 1, 1), **LINE, sparsity=0.5).indices.tolist() == [[[[1]]]]
+
+
+def test_large_parts_that_cancel_do_not_hide_what_tells_scores_apart():
+    q, k = torch.tensor([[[[1e8, 1.0, -1e8]]]]), torch.ones(1, 1, 2, 3)
+    k[0, 0, 0, 1] = 0.0  # scores 0 and 1; a sum in fp32 may say 0 of both
     assert select_blocks(q, k, grid_k=(2, 1, 1), **LINE, sparsity=0.5).indices.tolist() == [[[[1]]]]
 
 
