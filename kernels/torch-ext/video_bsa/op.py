@@ -177,7 +177,7 @@ attend_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 
 def load_kernels() -> ModuleType:
-    """The module of the Triton kernels; ImportError where Triton is not installed."""
+    """The module of the Triton kernels; ImportError where Triton is not installed or too old."""
     from . import triton_path
 
     return triton_path
