@@ -185,7 +185,7 @@ def load_kernels() -> ModuleType:
 
 def _kernels(q: torch.Tensor, block: list[int]) -> ModuleType | None:
     """The kernels where they are to run, None where the reference is; ValueError if they cannot take q."""
-    if not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+    if q.numel() == 0 or (not q.is_cuda and os.environ.get("TRITON_INTERPRET") != "1"):
         return None
     remedy = "use dense attention, or move q, k and v to the CPU, where the reference takes them"
     try:

@@ -21,6 +21,7 @@ from .grid import BlockGrid, Triple, tokens_first_empty
 from .invert import invert_lists
 from .rank import best_blocks
 from .rows import tile_rows
+from .select import num_kept
 
 if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
     raise ImportError(f"3.6 or later, found {triton.__version__}")
@@ -63,11 +64,11 @@ def select(
     """(indices int32 [B, N, Mq, R], counts int32 [B, N, Mq]) of the key blocks that score highest."""
     with _on_device(q):
         q, k = _rows_contiguous(q), _rows_contiguous(k)
-        num_kept = max(1, int((1 - sparsity) * blocks_k.num_blocks))
+        kept = num_kept(sparsity, blocks_k.num_blocks)
         per_frame = blocks_k.counts[1] * blocks_k.counts[2] if keep_first else None
-        indices = best_blocks(block_means(q, blocks_q), block_means(k, blocks_k), num_kept, per_frame=per_frame)
-        indices = indices.view(*q.shape[:2], blocks_q.num_blocks, num_kept)
-        return indices, torch.full(indices.shape[:-1], num_kept, dtype=torch.int32, device=q.device)
+        indices = best_blocks(block_means(q, blocks_q), block_means(k, blocks_k), kept, per_frame=per_frame)
+        indices = indices.view(*q.shape[:2], blocks_q.num_blocks, kept)
+        return indices, torch.full(indices.shape[:-1], kept, dtype=torch.int32, device=q.device)
 
 
 def forward(
