@@ -23,7 +23,7 @@ from studio.core.simpletuner import read_project
 from studio.core.train.job import TrainJob
 from studio.core.types import DatasetReport
 from studio.view.plots import draw_buckets, draw_loss, figure_png
-from studio.view.progress import progress_line
+from studio.view.progress import attention_line, progress_line
 from studio.view.sheets import dataset_sheet
 from studio.view.verdicts import ICONS, by_gravity, summary_parts
 from studio.view.words import Language, Words, words
@@ -120,6 +120,8 @@ def sample_panel(
 
 def _draw_run(snapshot: RunSnapshot, status: widgets.HTML, chart: widgets.Image, w: Words) -> None:
     state = f"<b>{escape(w(f'state.{snapshot.state.value}'))}</b> {escape(progress_line(snapshot, w))}"
+    if line := attention_line(snapshot, w):
+        state += f"<br>{escape(line)}"
     failure = snapshot.failure
     status.value = f"{state}<br>{escape(failure.message)} <b>{escape(failure.remedy)}</b>" if failure else state
     chart.value = figure_png(draw_loss(snapshot.losses, w, num_steps=snapshot.num_steps))

@@ -12,7 +12,7 @@ from studio.core.errors import StudioError
 from studio.core.runlog import RunSnapshot, RunState
 from studio.core.types import DatasetReport, Issue, Pair, Severity
 from studio.view.plots import PAGE, draw_buckets, draw_loss, figure_svg
-from studio.view.progress import progress_line
+from studio.view.progress import attention_line, progress_line
 from studio.view.sheets import first_frames, picture_uri, start_picture
 from studio.view.verdicts import ICONS, Kind, Verdict, by_gravity, summary_parts, verdict_of
 from studio.view.words import Words
@@ -194,6 +194,8 @@ def run_status(name: str, snapshot: RunSnapshot, is_ours: bool, w: Words) -> str
         f"<p class='run-state'><b>{escape(w(f'state.{state.value}'))}</b> <span>{escape(progress_line(snapshot, w))}"
         f"</span></p>{bar(_share(snapshot))}<p class='note'>{escape(w('train.run'))} {escape(name)}</p>",
     ]
+    if line := attention_line(snapshot, w):
+        parts.append(note(line))
     if snapshot.failure:
         parts.append(failure(StudioError(snapshot.failure.message, snapshot.failure.remedy), w))
     if state is RunState.INTERRUPTED:

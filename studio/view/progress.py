@@ -6,6 +6,15 @@ from studio.core.runlog import RunSnapshot, RunState
 from studio.view.words import Words
 
 
+def attention_line(snapshot: RunSnapshot, w: Words) -> str:
+    """Which attention the run got, and why; empty before it knows."""
+    if snapshot.started is None:
+        return ""
+    reason = snapshot.started.attention_reason.rstrip(".")
+    line = w("train.attention", attention=w(f"chip.{snapshot.started.attention}"), reason=reason)
+    return line[:1].upper() + line[1:]
+
+
 def progress_line(snapshot: RunSnapshot, w: Words) -> str:
     """`step 34 of 200 · 0.9 s a step · 2 min 30 s left`, as much of it as is known."""
     if snapshot.state is RunState.CACHING and snapshot.cache_total:

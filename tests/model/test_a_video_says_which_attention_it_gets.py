@@ -25,7 +25,7 @@ def test_auto_is_sparse_where_the_kernels_run_and_the_video_is_long():
     assert (found.kind, found.sparsity, found.block) == ("sparse", 0.9375, (4, 4, 4))
     assert "93.75 %" in found.reason
     assert "4x4x4" in found.reason
-    assert "Triton" in found.reason
+    assert "kernels of video_bsa" in found.reason
 
 
 def test_auto_is_dense_on_a_short_video_and_names_both_numbers():
@@ -47,13 +47,28 @@ def test_sparse_is_sparse_at_any_length_and_says_what_computes_it():
         assert found.kind == "sparse"
         assert "plain PyTorch" in found.reason
         assert NO_KERNEL in found.reason
-    assert "Triton" in used("sparse", SHORT).reason
+    assert "kernels of video_bsa" in used("sparse", SHORT).reason
 
 
 def test_one_latent_frame_of_queries_is_dense_as_published():
     found = used("sparse", Grid(2, 64, 64))
     assert found.kind == "dense"
     assert "latent frame" in found.reason
+
+
+def test_one_latent_frame_has_no_queries_beyond_the_start_frame():
+    assert used("sparse", Grid(1, 64, 64)).kind == "dense"
+    assert used("auto", Grid(1, 200, 200)).kind == "dense"
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "dense"), (torch.bfloat16, "sparse")])
+def test_auto_is_dense_in_a_type_that_the_kernels_are_slow_in(monkeypatch, dtype, kind):
+    monkeypatch.setattr(attention, "kernel_refusal", lambda *_: None)
+    arguments = {"block": (4, 4, 4), "sparsity": 0.9375, "device": torch.device("cuda"), "head_width": 128}
+    found = choose_attention("auto", dtype=dtype, **arguments).resolve(Grid(23, 30, 52), LONG)
+    assert found.kind == kind
+    assert ("fp32" in found.reason) == (kind == "dense")
+    assert choose_attention("sparse", dtype=dtype, **arguments).resolve(Grid(23, 30, 52), LONG).kind == "sparse"
 
 
 def test_dense_is_dense():

@@ -37,7 +37,7 @@ def step(tiny_bundle, batch):
     def run(choice, *, checkpointing=False):
         dit.set_attention(choice)
         if checkpointing:
-            dit.checkpoint_gradients()
+            dit.enable_gradient_checkpointing()
         dit.train()
         loss = training_loss(dit, batch, shift=3.0, generators=[torch.Generator().manual_seed(3)])
         gradients = torch.autograd.grad(loss, parameters)
@@ -77,11 +77,11 @@ DENSE = AttentionChoice(setting="dense")
 
 
 def test_a_step_that_skips_nothing_is_the_dense_step(step):
-    """1e-4: eight layers of fp32 sums in another order, forward and backward; 2e-7 was seen."""
+    """2e-6: eight layers of fp32 sums in another order, forward and backward; 2e-7 was seen."""
     loss, gradient = step(sparse(0.0))
     expected_loss, expected = step(DENSE)
     assert relative_error(loss, expected_loss) < 1e-6
-    assert relative_error(gradient, expected) < 1e-4
+    assert relative_error(gradient, expected) < 2e-6
     assert relative_error(step(sparse(0.9375))[1], expected) > 1e-2, "skipping blocks must change something"
 
 

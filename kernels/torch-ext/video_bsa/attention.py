@@ -37,7 +37,8 @@ def block_sparse_attention(
     [B, Sq, N, D].
 
     What `lists` holds is read on a CPU only, outside of `torch.compile`: elsewhere it would make the host wait
-    for the device, and wrong numbers give a wrong result. `check_lists` reads them wherever they are.
+    for the device. There the result of wrong numbers is undefined, as kernels may read outside of k and v.
+    `check_lists` reads lists wherever they are.
 
     Raises:
         ValueError: shapes or types do not fit the grids or one another, `lists` comes with a rule or is not

@@ -14,8 +14,6 @@ Letters: B batch, N heads, S tokens, D head width, M blocks, R width of a list.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -48,7 +46,7 @@ _sync_threads = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # r
 
 @gluon.jit
 def _keep_step(clock_ptr, number, wave, lag):
-    """Waits until most of the earlier waves are done, for a millisecond at most."""
+    """Waits until most of the earlier waves are done, for 1,000 looks at the clock at most: about a millisecond."""
     needed = number // wave * wave - lag
     done = gl.atomic_add(clock_ptr, 0, sem="relaxed")
     polls = 0
@@ -347,9 +345,8 @@ def _is_even(blocks: BlockGrid) -> bool:
     return blocks.num_tokens == ROWS * blocks.num_blocks
 
 
-@lru_cache(maxsize=16)
 def _block_sizes(blocks: BlockGrid, device: torch.device) -> torch.Tensor:
-    """int32 [M]: tokens of each block."""
+    """int32 [M]: tokens of each block. Not kept between calls, so that a CUDA graph may capture them."""
     return blocks.valid_tokens(device).sum(dim=-1, dtype=torch.int32)
 
 
@@ -362,11 +359,13 @@ def forward(
     `k_blocks` and `v_blocks` come from `gather_blocks`, K with `repeat_first`.
     """
     batch, heads, num_tokens, width = q.shape
+    is_even = _is_even(blocks_k)
+    sizes = counts if is_even else _block_sizes(blocks_k, q.device)  # read for uneven blocks alone
     _forward_kernel[(blocks_q.num_blocks, batch * heads)](
         _descriptor(k_blocks), _descriptor(v_blocks), q, out, lse, indices, counts,
-        _block_sizes(blocks_k, q.device), *_step_keeping(q.device, FORWARD_PROGRAMS), q.stride()[:3], out.stride()[:3],
+        sizes, *_step_keeping(q.device, FORWARD_PROGRAMS), q.stride()[:3], out.stride()[:3],
         heads, blocks_q.grid, blocks_q.num_blocks, blocks_k.num_blocks, num_tokens, indices.shape[-1],
-        width**-0.5 * LOG2_E, *blocks_q.block, D=width, EVEN=_is_even(blocks_k), num_warps=4,
+        width**-0.5 * LOG2_E, *blocks_q.block, D=width, EVEN=is_even, num_warps=4,
     )  # fmt: skip
 
 

@@ -12,13 +12,17 @@ import triton.language as tl
 
 from .rows import SIZES
 
+MAX_LISTED = 1 << 29
+"""Positions are 32-bit numbers, of which a block in fp32 takes four."""
+
 
 @triton.jit(do_not_specialize=SIZES)
 def _mark_kernel(indices_ptr, counts_ptr, marks_ptr, num_k, width, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     positions = tl.arange(0, WIDTH)
-    listed = positions < tl.load(counts_ptr + row)
+    listed = positions < tl.minimum(tl.load(counts_ptr + row), width)
     block = tl.load(indices_ptr + row * width + positions, mask=listed, other=0)
+    listed &= (block >= 0) & (block < num_k)
     tl.store(marks_ptr + row * num_k + block, tl.full([WIDTH], 1, tl.int8), mask=listed)
 
 
@@ -53,6 +57,8 @@ def invert_lists(indices: torch.Tensor, counts: torch.Tensor, num_k: int) -> tup
     depend on nothing but the lists, so a backward that follows them ends in the same bits every time.
     """
     batch, heads, num_q, width = indices.shape
+    if indices.numel() >= MAX_LISTED:
+        raise ValueError(f"{indices.numel():,} listed blocks are more than the backward counts ({MAX_LISTED:,})")
     rows = batch * heads * num_q
     marks = torch.zeros(rows, num_k, dtype=torch.int8, device=indices.device)
     _mark_kernel[(rows,)](indices, counts, marks, num_k, width, WIDTH=triton.next_power_of_2(width), num_warps=1)

@@ -27,7 +27,15 @@ if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 6):
     raise ImportError(f"3.6 or later, found {triton.__version__}")
 
 HEAD_WIDTHS = (64, 128)
+MAX_HEADS = 65_535
+"""Programs that CUDA starts along the second axis of a grid."""
+
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def refusal_for(device: torch.device, dtype: torch.dtype, head_width: int, block: Triple) -> str | None:
@@ -39,6 +47,10 @@ def refusal_for(device: torch.device, dtype: torch.dtype, head_width: int, block
     most = 64 if dtype == torch.float32 else 128
     if math.prod(block) > most:
         return f"the block-sparse kernels take blocks of up to {most} tokens in this type, not {math.prod(block)}"
+    if is_interpreted() and dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bf16 wrongly: give it fp32 or fp16"
+    if device.type == "cuda" and torch.version.hip is not None:
+        return "the block-sparse kernels are untried on AMD GPUs"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
         return f"the block-sparse kernels need a GPU of compute capability 8.0 or higher, this one has {major}.{minor}"
@@ -47,12 +59,16 @@ def refusal_for(device: torch.device, dtype: torch.dtype, head_width: int, block
 
 def refusal(q: torch.Tensor, block: Triple) -> str | None:
     """Why the kernels do not take tensors like `q` in such blocks, or None."""
+    if q.shape[0] * q.shape[1] > MAX_HEADS:
+        return (
+            f"the block-sparse kernels take up to {MAX_HEADS:,} heads over the batch, not {q.shape[0] * q.shape[1]:,}"
+        )
     return refusal_for(q.device, q.dtype, q.shape[-1], block)
 
 
 def takes_hopper_path(q: torch.Tensor, blocks: BlockGrid) -> bool:
     """Whether the Gluon kernels run."""
-    if not q.is_cuda or os.environ.get("TRITON_INTERPRET") == "1":
+    if not q.is_cuda or is_interpreted():
         return False
     is_sm_90 = torch.cuda.get_device_capability(q.device) == (9, 0)
     return is_sm_90 and q.element_size() == 2 and tile_rows(blocks) == 64

@@ -29,7 +29,8 @@ Triple = tuple[int, int, int]
 """(t, h, w)."""
 
 SPARSE_PAYS_FROM = 16_384
-"""Key tokens from which `auto` takes block-sparse attention: about where dense attention starts to dominate a layer."""
+"""Key tokens from which `auto` takes block-sparse attention. An estimate: on an H200 dense attention is a quarter of a
+layer's time there, and 45 % at 37,440 tokens (480x832, 93 frames), where sparse makes the whole forward 1.64x as fast."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,15 +57,17 @@ class AttentionChoice:
     """Share of key blocks skipped."""
     refusal: str | None = None
     """Why the fast kernels do not run here, a sentence without a full stop; None where they do."""
+    slowness: str | None = None
+    """Why they run, but slower than dense attention; None where they are fast."""
 
     @property
     def is_ever_sparse(self) -> bool:
         """True when some video gets block-sparse attention."""
-        return self.setting == "sparse" or (self.setting == "auto" and self.refusal is None)
+        return self.setting == "sparse" or (self.setting == "auto" and self.refusal is None and self.slowness is None)
 
     def is_sparse(self, grid_q: Grid, grid_k: Grid) -> bool:
         """True when these queries skip key blocks; a single latent frame of queries never does, as published."""
-        if not self.is_ever_sparse or grid_q.t == 1:
+        if not self.is_ever_sparse or grid_q.t <= 1:
             return False
         return self.setting == "sparse" or grid_k.size >= SPARSE_PAYS_FROM
 
@@ -72,7 +75,7 @@ class AttentionChoice:
         """What queries of `grid_q` to keys of `grid_k`, both in tokens, run, and why."""
         if self.is_sparse(grid_q, grid_k):
             asked = "sparse was asked for" if self.setting == "sparse" else "auto took sparse"
-            by = "the Triton kernels"
+            by = "the kernels of video_bsa" + (f", slowly: {self.slowness}" if self.slowness else "")
             if self.refusal is not None:
                 by = f"the plain PyTorch reference, exact but slower than dense: {self.refusal}"
             skipped = f"{100 * self.sparsity:.4g} % of the key blocks, {_by(self.block)} tokens each, are skipped"
@@ -80,10 +83,12 @@ class AttentionChoice:
             return AttentionUsed(kind="sparse", reason=reason, sparsity=self.sparsity, block=self.block)
         if self.setting == "dense":
             reason = "dense was asked for"
-        elif self.setting == "auto" and self.refusal is not None:
-            reason = f"auto took dense: {self.refusal}"
-        elif grid_q.t == 1:
-            reason = f"{self.setting} took dense: a single latent frame after the start frame has no time to skip in"
+        elif self.setting == "auto" and (why := self.refusal or self.slowness):
+            reason = f"auto took dense: {why}"
+        elif grid_q.t <= 1:
+            reason = (
+                f"{self.setting} took dense: one latent frame after the start frame, or none, has no time to skip in"
+            )
         else:
             reason = f"auto took dense: this video has {grid_k.size:,} tokens, sparse pays from {SPARSE_PAYS_FROM:,} on"
         return AttentionUsed(kind="dense", reason=reason)
@@ -111,7 +116,10 @@ def choose_attention(
         raise DeviceError(
             f"Sparse attention was asked for, but it does not run here: {refusal}.", "Use auto or dense attention."
         )
-    return AttentionChoice(setting=setting, block=block, sparsity=sparsity, refusal=refusal)
+    slowness = "the block-sparse kernels multiply fp32 without tensor cores" if dtype == torch.float32 else None
+    return AttentionChoice(
+        setting=setting, block=block, sparsity=sparsity, refusal=refusal, slowness=slowness if refusal is None else None
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,16 +156,18 @@ class AttentionRecorder:
         self.records.append(AttentionRecord(layer=self.layer, overlap=overlap.mean().item(), mass=mass.mean().item()))
 
 
-DENSE_BACKENDS = [
+HOPPER_BACKENDS = [
     SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 ]  # fmt: skip
-"""The quickest first; what one does not take goes to the next. On an H200 cuDNN takes 0.63 of the time of flash."""
+"""The quickest first on sm_90, where cuDNN takes 0.63 of the time of flash; what one does not take goes to the next."""
 
 
 def attend_densely(q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
     """Softmax attention [B, N, Sq, D] over every key, scale D^-0.5."""
-    with sdpa_kernel(DENSE_BACKENDS, set_priority=True):
-        return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+    if q_BNSD.is_cuda and torch.cuda.get_device_capability(q_BNSD.device) == (9, 0):
+        with sdpa_kernel(HOPPER_BACKENDS, set_priority=True):
+            return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
 
 
 def attend(
@@ -178,6 +188,11 @@ def attend(
     if recorder is not None:
         recorder.note(q_BNSD, k_BNSD, lists, grid_q=at_q, grid_k=at_k, block=block)
     return block_sparse_attention(q_BNSD, k_BNSD, v_BNSD, grid_q=at_q, grid_k=at_k, block=block, lists=lists)
+
+
+def checkpoint_plainly(module: torch.nn.Module, *inputs: Any) -> Any:
+    """`module(*inputs)`, computed a second time in the backward pass."""
+    return checkpoint(module, *inputs, use_reentrant=False)
 
 
 def checkpoint_keeping_blocks(module: torch.nn.Module, *inputs: Any) -> Any:

@@ -5,7 +5,7 @@ Letters: B batch, C channels, T H W latents, S tokens, E model width, L text len
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from studio.core.model.attention import (
     AttentionRecord,
     AttentionRecorder,
     checkpoint_keeping_blocks,
+    checkpoint_plainly,
 )
 from studio.core.model.dit_block import (
     CaptionEmbedder,
@@ -107,10 +108,16 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
             for block in self._blocks:
                 block.attn.recorder = None
 
-    def checkpoint_gradients(self) -> None:
-        """Keeps a layer's input alone for the backward pass, and which key blocks it chose; the rest is recomputed."""
-        is_sparse = self._blocks[0].attn.choice.is_ever_sparse
-        self.enable_gradient_checkpointing(checkpoint_keeping_blocks if is_sparse else None)
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
+        """Keeps a layer's input alone for the backward pass, and which key blocks it chose; the rest is recomputed.
+
+        A loss is then differentiated once: the kept blocks are gone after its backward pass.
+        """
+        super().enable_gradient_checkpointing(gradient_checkpointing_func or self._checkpointed)
+
+    def _checkpointed(self, block: DitBlock, *inputs: Any) -> Any:
+        keeps = checkpoint_keeping_blocks if block.attn.choice.is_ever_sparse else checkpoint_plainly
+        return keeps(block, *inputs)
 
     def forward(
         self,

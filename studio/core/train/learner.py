@@ -67,7 +67,7 @@ class Learner:
                 self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY
             )
             if config.model.gradient_checkpointing:
-                bundle.dit.checkpoint_gradients()
+                bundle.dit.enable_gradient_checkpointing()
         except BaseException:
             self.close()
             raise
