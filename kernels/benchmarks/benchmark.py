@@ -5,8 +5,8 @@
 Medians, bf16, batch 1, 32 heads, width 128, sparsity 0.9375, blocks of 4x4x4. Lists come from `select_blocks` on normal
 random q and k, whose lists share nothing but chance, and in the rows named "local" from smooth ones, whose neighbours
 choose alike. TFLOP/s count the selected blocks alone, 7 products for forward and backward together as is usual (9 run).
-flex_attention is given tensors in block order already, so it stands beside our attention alone in the forward, and beside
-everything but the choice in forward + backward.
+flex_attention is given tensors in block order, so it stands beside our attention alone in the forward, and beside all
+but the choice in forward + backward.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ def refusal_for(device: torch.device, dtype: torch.dtype, head_width: int, block
         return f"the block-sparse kernels take blocks of up to {most} tokens in this type, not {math.prod(block)}"
     if is_interpreted() and dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bf16 wrongly: give it fp32 or fp16"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return "the block-sparse kernels need a CUDA device, and PyTorch finds none"
     if device.type == "cuda" and torch.version.hip is not None:
         return "the block-sparse kernels are untried on AMD GPUs"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
@@ -59,10 +61,9 @@ def refusal_for(device: torch.device, dtype: torch.dtype, head_width: int, block
 
 def refusal(q: torch.Tensor, block: Triple) -> str | None:
     """Why the kernels do not take tensors like `q` in such blocks, or None."""
-    if q.shape[0] * q.shape[1] > MAX_HEADS:
-        return (
-            f"the block-sparse kernels take up to {MAX_HEADS:,} heads over the batch, not {q.shape[0] * q.shape[1]:,}"
-        )
+    heads = q.shape[0] * q.shape[1]
+    if heads > MAX_HEADS:
+        return f"the block-sparse kernels take up to {MAX_HEADS:,} heads over the batch, not {heads:,}"
     return refusal_for(q.device, q.dtype, q.shape[-1], block)
 
 

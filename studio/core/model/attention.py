@@ -29,8 +29,8 @@ Triple = tuple[int, int, int]
 """(t, h, w)."""
 
 SPARSE_PAYS_FROM = 16_384
-"""Key tokens from which `auto` takes block-sparse attention. An estimate: on an H200 dense attention is a quarter of a
-layer's time there, and 45 % at 37,440 tokens (480x832, 93 frames), where sparse makes the whole forward 1.64x as fast."""
+"""Key tokens from which `auto` takes block-sparse attention. An estimate: on an H200 dense attention is a quarter of
+the time of a forward there, and 45 % at 37,440 tokens (480x832, 93 frames), where sparse made it 1.64x as fast."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,9 +86,7 @@ class AttentionChoice:
         elif self.setting == "auto" and (why := self.refusal or self.slowness):
             reason = f"auto took dense: {why}"
         elif grid_q.t <= 1:
-            reason = (
-                f"{self.setting} took dense: one latent frame after the start frame, or none, has no time to skip in"
-            )
+            reason = f"{self.setting} took dense: a single latent frame after the start frame has no time to skip in"
         else:
             reason = f"auto took dense: this video has {grid_k.size:,} tokens, sparse pays from {SPARSE_PAYS_FROM:,} on"
         return AttentionUsed(kind="dense", reason=reason)
