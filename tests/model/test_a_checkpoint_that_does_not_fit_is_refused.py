@@ -144,3 +144,17 @@ def test_the_published_checkpoint_has_the_published_defaults(tmp_path):
     assert read_defaults(tmp_path) == SampleDefaults(
         height=480, width=832, num_frames=93, num_inference_steps=40, guidance_scale=4.0, fps=15.0
     )
+
+
+@pytest.mark.parametrize("change", [{"chunk_3d_shape_k": [4, 4, 8]}, {"cdf_threshold": 0.9}], ids=str)
+def test_sparse_parameters_that_we_do_not_honour_are_refused_unless_all_is_dense(checkpoint, change):
+    file = checkpoint / "dit/config.json"
+    config = json.loads(file.read_text())
+    config["bsa_params"] |= change
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=next(iter(change))) as caught:
+        load(checkpoint)
+    assert caught.value.remedy == "Use dense attention."
+    assert (
+        load_bundle(ModelConfig(source=str(checkpoint), device="cpu", attention="dense")).attention.setting == "dense"
+    )

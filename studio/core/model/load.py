@@ -281,6 +281,13 @@ def _attention(
     """The attention choice, with block and sparsity from the checkpoint's `bsa_params`."""
     params = dit.config["bsa_params"] or PUBLISHED_BSA
     time, height, width = params["chunk_3d_shape_q"]
+    of_keys = params.get("chunk_3d_shape_k", params["chunk_3d_shape_q"])
+    if setting != "dense" and (list(of_keys) != [time, height, width] or params.get("cdf_threshold") is not None):
+        raise CheckpointError(
+            f"bsa_params in dit/config.json ask for what sparse attention does not do here: {params}. It takes equal "
+            "query and key blocks, and no cdf_threshold.",
+            "Use dense attention.",
+        )
     return choose_attention(
         setting,
         block=(time, height, width),
