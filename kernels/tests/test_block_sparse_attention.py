@@ -292,7 +292,11 @@ def test_each_token_knows_its_block(grid):
         ({"k_BNSD": torch.zeros(2, 1, 252, 8)}, r"q \(2, 3, 210, 8\) and k \(2, 1, 252, 8\)"),
         ({"v_BNSD": torch.zeros(2, 3, 252, 4)}, r"v \(2, 3, 252, 4\) must have the shape of k"),
         ({"q_BNSD": torch.zeros(210, 8)}, r"q must be \[B, N, S, D\], got \(210, 8\)"),
-        ({"q_BNSD": torch.zeros(2, 3, 210, 8, dtype=torch.int32)}, r"floating-point type, got torch.int32"),
+        ({"q_BNSD": torch.zeros(2, 3, 210, 8, dtype=torch.int32)}, r"bf16, fp16, fp32 or fp64, got torch.int32"),
+        (
+            {"q_BNSD": torch.zeros(2, 3, 210, 0), "k_BNSD": torch.zeros(2, 3, 252, 0)},
+            r"one number wide, q is \(2, 3, 210, 0\)",
+        ),
         (
             {"k_BNSD": torch.zeros(2, 3, 252, 8).half()},
             r"k \(torch.float16 on cpu\) must have the type and device of q",
@@ -305,6 +309,12 @@ def test_misfits_are_named_with_their_shapes(change, names):
     call = {"q_BNSD": q, "k_BNSD": k, "v_BNSD": v, **RAGGED} | change
     with pytest.raises(ValueError, match=names):
         block_sparse_attention(**call)
+
+
+def test_a_device_that_may_lack_fp64_is_refused(monkeypatch):
+    monkeypatch.setattr("video_bsa.attention.DEVICES", ("cuda",))  # the CPU stands in for such a device
+    with pytest.raises(ValueError, match="not on cpu: move them to the CPU"):
+        select_blocks(*make_qkv(**RAGGED)[:2], **RAGGED)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +389,17 @@ def test_no_kernel_runs_on_a_cpu_and_the_reason_says_so():
 def test_the_kernels_say_which_inputs_they_do_not_take(dtype, width, block, reason):
     pytest.importorskip("triton", minversion="3.6")
     assert reason in kernel_refusal("cuda", dtype, width, block)
+
+
+def test_gpus_that_no_kernel_was_written_for_are_named(monkeypatch):
+    pytest.importorskip("triton", minversion="3.6")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert kernel_refusal("cuda", torch.float16, 64) == (
+        "the block-sparse kernels need a GPU of compute capability 8.0 or higher, this one has 7.5"
+    )
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert kernel_refusal("cuda", torch.float16, 64) == "the block-sparse kernels are untried on AMD GPUs"
 
 
 def test_without_triton_the_refusal_names_it(monkeypatch):

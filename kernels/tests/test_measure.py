@@ -93,6 +93,13 @@ def test_nothing_is_lost_when_every_block_is_listed():
     torch.testing.assert_close(retained_mass(q, k, lists, **GRIDS, block=BLOCK), torch.ones(2, 3), rtol=1e-6, atol=0)
 
 
+def test_an_empty_batch_has_no_figures():
+    q, k = (x[:0] for x in make_qk())
+    lists = select_blocks(q, k, **GRIDS, block=BLOCK)
+    assert list_overlap(lists, grid_q=GRIDS["grid_q"], block=BLOCK).shape == (0, 3)
+    assert retained_mass(q, k, lists, **GRIDS, block=BLOCK).shape == (0, 3)
+
+
 def test_lists_of_another_grid_are_refused():
     q, k = make_qk()
     lists = select_blocks(q, k, **GRIDS, block=BLOCK)

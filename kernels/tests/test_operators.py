@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from video_bsa import block_sparse_attention, select_blocks
 
@@ -60,6 +61,13 @@ def test_it_runs_without_gradients(mode):
         out = block_sparse_attention(*leaves, **GRIDS, sparsity=0.5)
     assert torch.equal(out, expected)
     assert not out.requires_grad
+
+
+def test_tensors_without_storage_go_through_with_lists_given():
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, 2, size, 16) for size in (120, 150, 150))
+        lists = select_blocks(q, k, **GRIDS, sparsity=0.5)
+        assert block_sparse_attention(q, k, v, **GRIDS, lists=lists).shape == q.shape
 
 
 def test_autocast_does_not_reach_inside():

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", minversion="3.6")
+# The interpreter of 3.6 cannot count a loop with NumPy 2.4 and later.
+pytest.importorskip("triton", minversion="3.7")
 
 
 def test_the_kernels_pass_their_tests_in_the_interpreter():

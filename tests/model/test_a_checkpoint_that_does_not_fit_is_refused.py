@@ -146,15 +146,20 @@ def test_the_published_checkpoint_has_the_published_defaults(tmp_path):
     )
 
 
-@pytest.mark.parametrize("change", [{"chunk_3d_shape_k": [4, 4, 8]}, {"cdf_threshold": 0.9}], ids=str)
-def test_sparse_parameters_that_we_do_not_honour_are_refused_unless_all_is_dense(checkpoint, change):
+@pytest.mark.parametrize(
+    "change",
+    [{"chunk_3d_shape_k": [4, 4, 8]}, {"cdf_threshold": 0.9}, {"chunk_3d_shape_q": 4}, {"sparsity": "much"}],
+    ids=str,
+)
+def test_sparse_parameters_that_we_cannot_follow_leave_dense_attention_and_the_reason(checkpoint, change):
     file = checkpoint / "dit/config.json"
     config = json.loads(file.read_text())
     config["bsa_params"] |= change
     file.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=next(iter(change))) as caught:
-        load(checkpoint)
-    assert caught.value.remedy == "Use dense attention."
-    assert (
-        load_bundle(ModelConfig(source=str(checkpoint), device="cpu", attention="dense")).attention.setting == "dense"
-    )
+    key = next(iter(change))
+    with pytest.raises(CheckpointError, match=key) as caught:
+        load_bundle(ModelConfig(source=str(checkpoint), device="cpu", attention="sparse"))
+    assert caught.value.remedy == "Use auto or dense attention."
+    used = load(checkpoint).attention_of(93, 480, 832)
+    assert used.kind == "dense"
+    assert key in used.reason

@@ -78,8 +78,9 @@ def test_dense_is_dense():
 def test_sparse_on_a_gpu_that_the_kernels_refuse_is_an_error_at_once(monkeypatch):
     monkeypatch.setattr(attention, "kernel_refusal", lambda *_: NO_KERNEL)
     arguments = {"block": (4, 4, 4), "sparsity": 0.9375, "dtype": torch.float32, "head_width": 64}
-    with pytest.raises(DeviceError, match=NO_KERNEL):
-        choose_attention("sparse", device=torch.device("cuda"), **arguments)
+    for device in ("cuda", "mps"):
+        with pytest.raises(DeviceError, match=NO_KERNEL):
+            choose_attention("sparse", device=torch.device(device), **arguments)
     assert choose_attention("auto", device=torch.device("cuda"), **arguments).refusal == NO_KERNEL
     assert choose_attention("sparse", device=torch.device("cpu"), **arguments).is_ever_sparse
 

@@ -168,3 +168,12 @@ def test_sparse_attention_that_skips_nothing_is_dense_attention():
     assert relative_error(dit(*arguments, num_cond_latents=1), dense) < 1e-5
     dit.set_attention(AttentionChoice(setting="sparse", sparsity=0.9375))
     assert relative_error(dit(*arguments, num_cond_latents=1), dense) > 1e-4, "skipping blocks must change something"
+
+
+def test_a_compiled_transformer_is_one_graph_under_sparse_attention_too():
+    dit = model(zero_pad=True)
+    dit.set_attention(AttentionChoice(setting="sparse", block=(2, 2, 2), sparsity=0.5))
+    arguments = (TENSORS["in.latents"], TENSORS["in.timestep_i2v"], TENSORS["in.prompt_embeds"])
+    plain = dit(*arguments, num_cond_latents=1)
+    compiled = torch.compile(dit, fullgraph=True, backend="aot_eager")(*arguments, num_cond_latents=1)
+    assert relative_error(compiled, plain) < 1e-6

@@ -9,10 +9,14 @@ import torch
 
 from .grid import BlockGrid, Triple, check_sizes
 from .op import attend_op, load_kernels, select_op
-from .select import BlockSelection
+from .select import BlockSelection, check_list_shapes
 
 DEFAULT_SPARSITY = 0.9375
 """Keeps 1 key block in 16. Source: `bsa_params` of the published LongCat-Video checkpoint."""
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+DEVICES = ("cpu", "cuda", "meta")
+"""The reference takes products in fp64, which other devices may lack."""
 
 
 def block_sparse_attention(
@@ -36,9 +40,9 @@ def block_sparse_attention(
     inputs. Differentiable in q, k and v; the choice of blocks is not. In memory the result lies as
     [B, Sq, N, D].
 
-    What `lists` holds is read on a CPU only, outside of `torch.compile`: elsewhere it would make the host wait
-    for the device. There the result of wrong numbers is undefined, as kernels may read outside of k and v.
-    `check_lists` reads lists wherever they are.
+    What `lists` holds is read on a CPU only: elsewhere it would make the host wait for the device. There the
+    result of wrong numbers is undefined, as kernels may read outside of k and v. `check_lists` reads lists
+    wherever they are.
 
     Raises:
         ValueError: shapes or types do not fit the grids or one another, `lists` comes with a rule or is not
@@ -64,8 +68,6 @@ def block_sparse_attention(
         if sparsity is not None or cdf is not None or keep_first:
             raise ValueError("lists fix the key blocks; give no sparsity, cdf or keep_first with them")
         check_list_shapes(lists, rows=(*q_BNSD.shape[:2], blocks_q.num_blocks), device=q_BNSD.device)
-        if not torch.compiler.is_compiling() and q_BNSD.device.type == "cpu":
-            check_lists(lists, grid_k=grid_k, block=block)
     out, _ = attend_op(q_BNSD, k_BNSD, v_BNSD, lists.indices, lists.counts, list(grid_q), list(grid_k), list(block))
     return out
 
@@ -122,25 +124,6 @@ def select_blocks(
     return BlockSelection(*select_op(q_BNSD.detach(), k_BNSD.detach(), *grids, sparsity, cdf, keep_first, published))
 
 
-def check_lists(lists: BlockSelection, *, grid_k: Triple, block: Triple = (4, 4, 4)) -> None:
-    """Refuse lists that name a key block twice, or one that `grid_k` does not have. Waits for the device.
-
-    Raises:
-        ValueError: indices and counts do not fit each other or are not int32, a count is negative or beyond the
-            width of the list, or the block numbers within a count are out of range or not strictly ascending.
-    """
-    indices, counts = lists
-    check_list_shapes(lists, rows=tuple(indices.shape[:-1]), device=indices.device)
-    num_blocks = BlockGrid(grid_k, block).num_blocks
-    if ((counts < 0) | (counts > indices.shape[-1])).any():
-        raise ValueError(f"counts must lie in [0, {indices.shape[-1]}], the width of indices {tuple(indices.shape)}")
-    listed = torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
-    if (listed & ((indices < 0) | (indices >= num_blocks))).any():
-        raise ValueError(f"indices must lie in [0, {num_blocks}), the key blocks of the grid")
-    if (listed[..., 1:] & (indices.diff(dim=-1) <= 0)).any():
-        raise ValueError("indices must be strictly ascending within the count")
-
-
 def kernel_refusal(
     device: torch.device | str, dtype: torch.dtype, head_width: int, block: Triple = (4, 4, 4)
 ) -> str | None:
@@ -173,8 +156,12 @@ def check_inputs(
         raise ValueError(
             f"q {tuple(q_BNSD.shape)} and k {tuple(k_BNSD.shape)} must agree in batch, heads and head width"
         )
-    if not q_BNSD.is_floating_point():
-        raise ValueError(f"q, k and v must be of a floating-point type, got {q_BNSD.dtype}")
+    if q_BNSD.shape[3] == 0:
+        raise ValueError(f"heads must be at least one number wide, q is {tuple(q_BNSD.shape)}")
+    if q_BNSD.dtype not in DTYPES:
+        raise ValueError(f"q, k and v must be bf16, fp16, fp32 or fp64, got {q_BNSD.dtype}")
+    if q_BNSD.device.type not in DEVICES:
+        raise ValueError(f"q, k and v must lie on a CPU or a CUDA device, not on {q_BNSD.device}: move them to the CPU")
     _check_alike("k", k_BNSD, q_BNSD)
     return blocks_q, blocks_k
 
@@ -184,16 +171,3 @@ def _check_alike(name: str, x: torch.Tensor, q: torch.Tensor) -> None:
         raise ValueError(
             f"{name} ({x.dtype} on {x.device}) must have the type and device of q ({q.dtype} on {q.device})"
         )
-
-
-def check_list_shapes(lists: BlockSelection, *, rows: tuple[int, ...], device: torch.device) -> None:
-    """Refuse lists for other inputs, without reading a number of them."""
-    indices, counts = lists
-    if counts.shape != rows or indices.shape[:-1] != rows or indices.shape[-1] == 0:
-        raise ValueError(
-            f"lists must have the rows {rows} (batch, heads, query blocks) and at least one column; "
-            f"indices are {tuple(indices.shape)}, counts {tuple(counts.shape)}: choose them for these grids and block"
-        )
-    for name, x in (("indices", indices), ("counts", counts)):
-        if x.dtype != torch.int32 or x.device != device:
-            raise ValueError(f"{name} must be int32 on {device}, got {x.dtype} on {x.device}")

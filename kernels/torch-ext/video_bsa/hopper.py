@@ -56,6 +56,17 @@ def _keep_step(clock_ptr, number, wave, lag):
 
 
 @gluon.jit
+def _new_barriers(COUNT: gl.constexpr):
+    """Barriers that wait for one load each."""
+    bars = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for each in gl.static_range(COUNT):
+        mbarrier.init(bars.index(each), count=1)
+    fence_async_shared()
+    _sync_threads()
+    return bars
+
+
+@gluon.jit
 def _transposed_product(a, b, like):
     """a @ b.T, asynchronous; `like` lends its shape and layout."""
     return warpgroup_mma(a, b.permute((1, 0)), like, use_acc=False, is_async=True)
@@ -92,11 +103,7 @@ def _forward_kernel(
     q_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout, q)
     k_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout)
     v_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], v_desc.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    for each in gl.static_range(2):
-        mbarrier.init(bars.index(each), count=1)
-    fence_async_shared()
-    _sync_threads()
+    bars = _new_barriers(2)
 
     row_list = (head * num_q + block).to(gl.int64)
     count = gl.load(counts_ptr + row_list)
@@ -197,11 +204,7 @@ def _key_gradients_kernel(
     q_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], k_desc.layout)
     grad_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], k_desc.layout)
     stats_ring = gl.allocate_shared_memory(gl.float32, [STAGES, 1, 2 * ROWS], stats_desc.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES + 1):
-        mbarrier.init(bars.index(stage), count=1)
-    fence_async_shared()
-    _sync_threads()
+    bars = _new_barriers(STAGES + 1)
 
     at = head * num_k + block
     begin = gl.load(starts_ptr + at)
@@ -278,11 +281,7 @@ def _query_gradients_kernel(
     grad_buffer = gl.allocate_shared_memory(dtype, [ROWS, D], k_desc.layout)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], k_desc.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, ROWS, D], k_desc.layout)
-    bars = gl.allocate_shared_memory(gl.int64, [STAGES + 1, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES + 1):
-        mbarrier.init(bars.index(stage), count=1)
-    fence_async_shared()
-    _sync_threads()
+    bars = _new_barriers(STAGES + 1)
 
     at = head * num_q + block
     count = gl.load(counts_ptr + at)

@@ -60,13 +60,13 @@ def invert_lists(indices: torch.Tensor, counts: torch.Tensor, num_k: int) -> tup
     if indices.numel() >= MAX_LISTED:
         raise ValueError(f"{indices.numel():,} listed blocks are more than the backward counts ({MAX_LISTED:,})")
     rows = batch * heads * num_q
-    marks = torch.zeros(rows, num_k, dtype=torch.int8, device=indices.device)
+    marks = indices.new_zeros(rows, num_k, dtype=torch.int8)
     _mark_kernel[(rows,)](indices, counts, marks, num_k, width, WIDTH=triton.next_power_of_2(width), num_warps=1)
     tile = {"ROWS": 32, "COLS": 128}
     launch = (triton.cdiv(num_k, tile["COLS"]), batch * heads)
-    listed = torch.empty(batch * heads * num_k, dtype=torch.int32, device=indices.device)
+    listed = indices.new_empty(batch * heads * num_k)
     _column_kernel[launch](marks, listed, listed, num_q, num_k, FILL=False, **tile)
     starts = F.pad(listed.cumsum(0, dtype=torch.int32), (1, 0))
-    queries = torch.empty(indices.numel(), dtype=torch.int32, device=indices.device)
+    queries = indices.new_empty(indices.numel())
     _column_kernel[launch](marks, starts, queries, num_q, num_k, FILL=True, **tile)
     return queries, starts

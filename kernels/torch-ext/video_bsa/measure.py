@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from .attention import check_inputs, check_list_shapes
+from .attention import check_inputs
 from .grid import BlockGrid, Triple
-from .select import BlockSelection
+from .select import BlockSelection, check_list_shapes
 
 CHUNK_SCORES = 1 << 24
 """Attention scores held at once (64 MiB in fp32)."""
@@ -29,6 +29,8 @@ def list_overlap(lists: BlockSelection, *, grid_q: Triple, block: Triple = (4, 4
     blocks_q = BlockGrid(grid_q, block)
     indices, counts = lists
     check_list_shapes(lists, rows=(*counts.shape[:-1], blocks_q.num_blocks), device=counts.device)
+    if counts.numel() == 0:
+        return counts.new_empty(counts.shape[:2], dtype=torch.float32)
     num_blocks = int(indices.where(_counted(indices, counts), -1).max()) + 1
     sums = []
     for indices_MR, counts_M in zip(indices.flatten(0, 1), counts.flatten(0, 1), strict=True):
@@ -62,6 +64,8 @@ def retained_mass(
     """
     blocks_q, blocks_k = check_inputs(q_BNSD, k_BNSD, grid_q=grid_q, grid_k=grid_k, block=block)
     check_list_shapes(lists, rows=(*q_BNSD.shape[:2], blocks_q.num_blocks), device=q_BNSD.device)
+    if q_BNSD.numel() == 0:
+        return q_BNSD.new_empty(q_BNSD.shape[:2], dtype=torch.float32)
     size = max(1, CHUNK_SCORES // blocks_k.num_tokens)
     query_block, key_block = (blocks.block_of_token(q_BNSD.device) for blocks in (blocks_q, blocks_k))
     means = []

@@ -15,7 +15,7 @@ import torch
 
 from .grid import BlockGrid, Triple, tokens_first_empty
 from .reference import reference_attention, reference_backward
-from .select import choose_blocks, list_width
+from .select import BlockSelection, check_lists, choose_blocks, list_width
 
 Tensors3 = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -92,6 +92,8 @@ def attend_op(
     in q, k and v; the log is not.
     """
     blocks_q, blocks_k = _blocks(grid_q, grid_k, block)
+    if q.device.type == "cpu":
+        check_lists(BlockSelection(indices, counts), grid_k=blocks_k.grid, block=blocks_k.block)
     kernels = _kernels(q, block)
     if kernels is not None:
         return kernels.forward(q, k, v, indices, counts, blocks_q, blocks_k)

@@ -43,9 +43,10 @@ def _scores(a, b):
         pieces: tl.constexpr = a.shape[1] // 32
         a = tl.permute(tl.reshape(a, (a.shape[0], pieces, 32)), (1, 0, 2))
         b = tl.permute(tl.reshape(b, (b.shape[0], pieces, 32)), (1, 2, 0))
-        return tl.sum(tl.dot(a, b, input_precision="ieee"), 0)
+        product = tl.sum(tl.dot(a, b, input_precision="ieee"), 0)
     else:
-        return tl.dot(a, tl.trans(b))
+        product = tl.dot(a, tl.trans(b))
+    return product
 
 
 @triton.jit(do_not_specialize=SIZES)

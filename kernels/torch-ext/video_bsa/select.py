@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from .grid import BlockGrid
+from .grid import BlockGrid, Triple
 
 GROUP_SCORES = 1 << 24
 """Scores ranked at once; bounds the memory of a choice (some 64 MiB times the handful of arrays a sort makes)."""
@@ -22,6 +22,38 @@ class BlockSelection(NamedTuple):
     """int32 [B, N, Mq, R]: block numbers, ascending without repeats within the count, the rest is ignored."""
     counts: torch.Tensor
     """int32 [B, N, Mq]: how many of the R entries count."""
+
+
+def check_lists(lists: BlockSelection, *, grid_k: Triple, block: Triple = (4, 4, 4)) -> None:
+    """Refuse lists that name a key block twice, or one that `grid_k` does not have. Waits for the device.
+
+    Raises:
+        ValueError: indices and counts do not fit each other or are not int32, a count is negative or beyond the
+            width of the list, or the block numbers within a count are out of range or not strictly ascending.
+    """
+    indices, counts = lists
+    check_list_shapes(lists, rows=tuple(indices.shape[:-1]), device=indices.device)
+    num_blocks = BlockGrid(grid_k, block).num_blocks
+    if ((counts < 0) | (counts > indices.shape[-1])).any():
+        raise ValueError(f"counts must lie in [0, {indices.shape[-1]}], the width of indices {tuple(indices.shape)}")
+    listed = torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
+    if (listed & ((indices < 0) | (indices >= num_blocks))).any():
+        raise ValueError(f"indices must lie in [0, {num_blocks}), the key blocks of the grid")
+    if (listed[..., 1:] & (indices.diff(dim=-1) <= 0)).any():
+        raise ValueError("indices must be strictly ascending within the count")
+
+
+def check_list_shapes(lists: BlockSelection, *, rows: tuple[int, ...], device: torch.device) -> None:
+    """Refuse lists for other inputs, without reading a number of them."""
+    indices, counts = lists
+    if counts.shape != rows or indices.shape[:-1] != rows or indices.shape[-1] == 0:
+        raise ValueError(
+            f"lists must have the rows {rows} (batch, heads, query blocks) and at least one column; "
+            f"indices are {tuple(indices.shape)}, counts {tuple(counts.shape)}: choose them for these grids and block"
+        )
+    for name, x in (("indices", indices), ("counts", counts)):
+        if x.dtype != torch.int32 or x.device != device:
+            raise ValueError(f"{name} must be int32 on {device}, got {x.dtype} on {x.device}")
 
 
 def num_kept(sparsity: float, num_blocks: int) -> int:

@@ -107,10 +107,10 @@ def choose_attention(
     """The attention that `setting` means for a checkpoint with these `bsa_params`, on this device.
 
     Raises:
-        DeviceError: sparse was asked for on a CUDA device that the kernels refuse.
+        DeviceError: sparse was asked for where neither the kernels run nor, as on a CPU, the reference.
     """
     refusal = kernel_refusal(device, dtype, head_width, block)
-    if setting == "sparse" and refusal is not None and device.type == "cuda":
+    if setting == "sparse" and refusal is not None and device.type != "cpu":
         raise DeviceError(
             f"Sparse attention was asked for, but it does not run here: {refusal}.", "Use auto or dense attention."
         )

@@ -280,14 +280,12 @@ def _attention(
 ) -> AttentionChoice:
     """The attention choice, with block and sparsity from the checkpoint's `bsa_params`."""
     params = dit.config["bsa_params"] or PUBLISHED_BSA
+    refusal = _refusal_of_parameters(params)
+    if refusal is not None:
+        if setting == "sparse":
+            raise CheckpointError(f"Sparse attention was asked for, but {refusal}.", "Use auto or dense attention.")
+        return AttentionChoice(setting=setting, refusal=refusal)
     time, height, width = params["chunk_3d_shape_q"]
-    of_keys = params.get("chunk_3d_shape_k", params["chunk_3d_shape_q"])
-    if setting != "dense" and (list(of_keys) != [time, height, width] or params.get("cdf_threshold") is not None):
-        raise CheckpointError(
-            f"bsa_params in dit/config.json ask for what sparse attention does not do here: {params}. It takes equal "
-            "query and key blocks, and no cdf_threshold.",
-            "Use dense attention.",
-        )
     return choose_attention(
         setting,
         block=(time, height, width),
@@ -296,3 +294,20 @@ def _attention(
         dtype=dtype,
         head_width=dit.config["hidden_size"] // dit.config["num_heads"],
     )
+
+
+def _refusal_of_parameters(params: dict[str, Any]) -> str | None:
+    """Why sparse attention cannot be what `bsa_params` ask for, a sentence without a full stop, or None."""
+    of_queries, of_keys, sparsity = (params.get(key) for key in ("chunk_3d_shape_q", "chunk_3d_shape_k", "sparsity"))
+    edges = of_queries if isinstance(of_queries, list | tuple) else ()
+    if len(edges) != 3 or not all(isinstance(edge, int) and edge > 0 for edge in edges):
+        wanted = "chunk_3d_shape_q is no three counts"
+    elif of_keys not in (None, of_queries):
+        wanted = "chunk_3d_shape_k differs from chunk_3d_shape_q"
+    elif not isinstance(sparsity, int | float) or not 0 <= sparsity < 1:
+        wanted = "sparsity is no share in [0, 1)"
+    elif params.get("cdf_threshold") is not None:
+        wanted = "cdf_threshold is set"
+    else:
+        return None
+    return f"bsa_params in dit/config.json cannot be followed here: {wanted} ({params})"
