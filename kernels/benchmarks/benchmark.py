@@ -26,7 +26,7 @@ from triton.testing import do_bench
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "torch-ext"))
 from video_bsa import BlockGrid, BlockSelection, block_sparse_attention, select_blocks, triton_path  # noqa: E402
-from video_bsa.gather import gather_blocks  # noqa: E402
+from video_bsa.gather import gather_blocks, gather_keys  # noqa: E402
 from video_bsa.invert import invert_lists  # noqa: E402
 
 HEADS, WIDTH, SPARSITY, BLOCK = 32, 128, 0.9375, (4, 4, 4)
@@ -78,10 +78,12 @@ class Case:
         """ms of the attention kernel over keys and values that are in block order already."""
         from video_bsa import hopper
 
-        k = gather_blocks(self.k, self.blocks_k, repeat_first=True)
+        k, sizes = gather_keys(self.k, self.blocks_k)
         v = gather_blocks(self.v, self.blocks_k)
         out, lse = triton_path.tokens_first_empty(self.q), self.q.new_empty(self.q.shape[:3], dtype=torch.float32)
-        return milliseconds(lambda: hopper.forward(self.q, k, v, *self.lists, self.blocks_q, self.blocks_k, out, lse))
+        return milliseconds(
+            lambda: hopper.forward(self.q, k, v, sizes, *self.lists, self.blocks_q, self.blocks_k, out, lse)
+        )
 
     def with_layout(self) -> float:
         """ms of the attention with lists given."""

@@ -15,9 +15,9 @@ from .rows import SIZES, head_offset, tile_rows, token_of_row
 
 @triton.jit(do_not_specialize=SIZES)
 def _gather_kernel(
-    x_ptr, blocks_ptr, means_ptr, strides, heads, grid, num_blocks,
+    x_ptr, blocks_ptr, means_ptr, sizes_ptr, strides, heads, grid, num_blocks,
     BT: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr,
-    BLOCKS: tl.constexpr, MEANS: tl.constexpr, REPEAT_FIRST: tl.constexpr,
+    BLOCKS: tl.constexpr, MEANS: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     head = tl.program_id(1)
@@ -25,7 +25,9 @@ def _gather_kernel(
     dims = tl.arange(0, D)
     token, valid = token_of_row(rows, block, grid, BT, BH, BW)
     has_token = rows < valid
-    if REPEAT_FIRST:
+    if KEYS:
+        if head == 0:
+            tl.store(sizes_ptr + block, valid)
         first, _ = token_of_row(0, block, grid, BT, BH, BW)
         token = tl.where(has_token, token, first)
         has_token = rows >= 0
@@ -38,14 +40,24 @@ def _gather_kernel(
         tl.store(means_ptr + at * D + dims, tl.sum(x.to(tl.float32), 0) / valid)
 
 
-def gather_blocks(x_BNSD: torch.Tensor, blocks: BlockGrid, *, repeat_first: bool = False) -> torch.Tensor:
-    """[B*N*M*P, D] in block order; rows that hold no token are zero, or with `repeat_first` the block's first token."""
+def gather_blocks(x_BNSD: torch.Tensor, blocks: BlockGrid) -> torch.Tensor:
+    """[B*N*M*P, D] in block order; rows that hold no token are zero."""
+    return _gather(x_BNSD, blocks, x_BNSD, keys=False)
+
+
+def gather_keys(k_BNSD: torch.Tensor, blocks: BlockGrid) -> tuple[torch.Tensor, torch.Tensor]:
+    """(K [B*N*M*P, D] in block order, sizes int32 [M]); rows that hold no token repeat the block's first."""
+    sizes = k_BNSD.new_empty(blocks.num_blocks, dtype=torch.int32)
+    return _gather(k_BNSD, blocks, sizes, keys=True), sizes
+
+
+def _gather(x_BNSD: torch.Tensor, blocks: BlockGrid, sizes: torch.Tensor, *, keys: bool) -> torch.Tensor:
     batch, heads, _, width = x_BNSD.shape
     rows = tile_rows(blocks)
     out = x_BNSD.new_empty(batch * heads * blocks.num_blocks * rows, width)
     _gather_kernel[(blocks.num_blocks, batch * heads)](
-        x_BNSD, out, out, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
-        *blocks.block, ROWS=rows, D=width, BLOCKS=True, MEANS=False, REPEAT_FIRST=repeat_first,
+        x_BNSD, out, out, sizes, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
+        *blocks.block, ROWS=rows, D=width, BLOCKS=True, MEANS=False, KEYS=keys,
     )  # fmt: skip
     return out
 
@@ -55,8 +67,8 @@ def block_means(x_BNSD: torch.Tensor, blocks: BlockGrid) -> torch.Tensor:
     batch, heads, _, width = x_BNSD.shape
     means = x_BNSD.new_empty(batch * heads, blocks.num_blocks, width, dtype=torch.float32)
     _gather_kernel[(blocks.num_blocks, batch * heads)](
-        x_BNSD, means, means, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
-        *blocks.block, ROWS=tile_rows(blocks), D=width, BLOCKS=False, MEANS=True, REPEAT_FIRST=False, num_warps=2,
+        x_BNSD, means, means, means, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
+        *blocks.block, ROWS=tile_rows(blocks), D=width, BLOCKS=False, MEANS=True, KEYS=False, num_warps=2,
     )  # fmt: skip
     return means
 

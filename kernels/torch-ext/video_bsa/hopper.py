@@ -38,6 +38,10 @@ LOG2_E = 1.4426950408889634
 FORWARD_PROGRAMS, BACKWARD_PROGRAMS = 4, 2
 """Programs that an SM holds at once, by registers and shared memory."""
 
+FORWARD_REGISTERS = 65536 // (FORWARD_PROGRAMS * 128)
+"""Most that a thread may have, so that the programs fit whatever assembler Triton is pointed to. `torch.compile` points
+it to PyTorch's own, which took 132, and an SM with three programs is a fifth slower."""
+
 LAG, KEY_LAG = 0.05, 0.2
 """Shares of a wave that the next one does not wait for. Over key blocks, whose lists differ in length, it is more."""
 
@@ -84,7 +88,7 @@ def _fetch(desc, buffer, bar, indices, first, count, step):
 def _forward_kernel(
     k_desc, v_desc, q_ptr, out_ptr, lse_ptr, indices_ptr, counts_ptr, sizes_ptr, clock_ptr, wave, lag,
     q_strides, out_strides, heads, grid_q, num_q, num_k, num_tokens, width, scale_log2,
-    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, EVEN: gl.constexpr, num_warps: gl.constexpr,
+    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = 64
     dtype: gl.constexpr = k_desc.dtype
@@ -126,14 +130,11 @@ def _forward_kernel(
         higher = gl.maximum(highest, gl.max(scores, 1) * scale_log2)
         shrink = gl.exp2(highest - higher)
         probs = gl.exp2(scores * scale_log2 - higher[:, None])
-        if EVEN:
-            total = total * shrink + gl.sum(probs, 1)
-        else:
-            # Rows without a token repeat the block's first key, which moves no maximum, and have values of zero. Only
-            # the sum has to leave them out: they weigh as much as the first column does.
-            missing = ROWS - gl.load(sizes_ptr + gl.load(indices + i))
-            weights = gl.where(cols == 0, 1.0 - missing.to(gl.float32), 1.0)
-            total = total * shrink + gl.sum(probs * weights[None, :], 1)
+        # Rows without a token repeat the block's first key, which moves no maximum, and have values of zero. Only the
+        # sum has to leave them out: they weigh as much as the first column does.
+        missing = ROWS - gl.load(sizes_ptr + gl.load(indices + i))
+        weights = gl.where(cols == 0, 1.0 - missing.to(gl.float32), 1.0)
+        total = total * shrink + gl.sum(probs * weights[None, :], 1)
         highest = higher
         probs_16 = gl.convert_layout(probs.to(dtype), gl.DotOperandLayout(0, OUT, 2))
         out = out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None]
@@ -268,7 +269,7 @@ def _fetch_keys(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, ste
 def _query_gradients_kernel(
     k_desc, v_desc, q_desc, grad_desc, stats_ptr, dq_ptr, indices_ptr, counts_ptr, clock_ptr, wave, lag,
     dq_strides, heads, grid_q, num_q, num_k, width, scale_log2, scale,
-    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, EVEN: gl.constexpr, num_warps: gl.constexpr,
+    BT: gl.constexpr, BH: gl.constexpr, BW: gl.constexpr, D: gl.constexpr, num_warps: gl.constexpr,
 ):  # fmt: skip
     ROWS: gl.constexpr = 64
     STAGES: gl.constexpr = 2
@@ -311,11 +312,8 @@ def _query_gradients_kernel(
         if i > 0:
             _sync_threads()
             _fetch_keys(k_desc, v_desc, k_ring, v_ring, bars, indices, first, count, i - 1 + STAGES, (i - 1) % STAGES)
-        exponent = scores * scale_log2 - lse[:, None]
-        if not EVEN:
-            # No probability is above one. A row without a token has a key of zeros, whose score may lie above lse.
-            exponent = gl.minimum(exponent, 0.0)
-        probs = gl.exp2(exponent)
+        # No probability is above one. A row without a token has a key of zeros, whose score may lie above lse.
+        probs = gl.exp2(gl.minimum(scores * scale_log2 - lse[:, None], 0.0))
         slope = probs * (warpgroup_mma_wait(0, deps=[slope_running]) - delta[:, None])
         slope_16 = gl.convert_layout(slope.to(dtype), gl.DotOperandLayout(0, OUT, 2))
         dq_running = warpgroup_mma(slope_16, k_buffer, dq_running, is_async=True)
@@ -339,32 +337,20 @@ def _step_keeping(device: torch.device, programs_per_sm: int, share: float = LAG
     return torch.zeros(1, dtype=torch.int32, device=device), wave, int(share * wave)
 
 
-def _is_even(blocks: BlockGrid) -> bool:
-    """Whether every block holds a token in each of its 64 rows."""
-    return blocks.num_tokens == ROWS * blocks.num_blocks
-
-
-def _block_sizes(blocks: BlockGrid, device: torch.device) -> torch.Tensor:
-    """int32 [M]: tokens of each block. Not kept between calls, so that a CUDA graph may capture them."""
-    return blocks.valid_tokens(device).sum(dim=-1, dtype=torch.int32)
-
-
 def forward(
-    q: torch.Tensor, k_blocks: torch.Tensor, v_blocks: torch.Tensor, indices: torch.Tensor, counts: torch.Tensor,
-    blocks_q: BlockGrid, blocks_k: BlockGrid, out: torch.Tensor, lse: torch.Tensor,
+    q: torch.Tensor, k_blocks: torch.Tensor, v_blocks: torch.Tensor, sizes: torch.Tensor, indices: torch.Tensor,
+    counts: torch.Tensor, blocks_q: BlockGrid, blocks_k: BlockGrid, out: torch.Tensor, lse: torch.Tensor,
 ) -> None:  # fmt: skip
     """Writes out [B, N, Sq, D] and lse fp32 [B, N, Sq].
 
-    `k_blocks` and `v_blocks` come from `gather_blocks`, K with `repeat_first`.
+    `k_blocks` and `sizes` come from `gather_keys`, `v_blocks` from `gather_blocks`.
     """
     batch, heads, num_tokens, width = q.shape
-    is_even = _is_even(blocks_k)
-    sizes = counts if is_even else _block_sizes(blocks_k, q.device)  # read for uneven blocks alone
     _forward_kernel[(blocks_q.num_blocks, batch * heads)](
         _descriptor(k_blocks), _descriptor(v_blocks), q, out, lse, indices, counts,
         sizes, *_step_keeping(q.device, FORWARD_PROGRAMS), q.stride()[:3], out.stride()[:3],
         heads, blocks_q.grid, blocks_q.num_blocks, blocks_k.num_blocks, num_tokens, indices.shape[-1],
-        width**-0.5 * LOG2_E, *blocks_q.block, D=width, EVEN=is_even, num_warps=4,
+        width**-0.5 * LOG2_E, *blocks_q.block, D=width, num_warps=4, maxnreg=FORWARD_REGISTERS,
     )  # fmt: skip
 
 
@@ -398,5 +384,5 @@ def query_gradients(
         _descriptor(k_blocks), _descriptor(v_blocks), _descriptor(q_blocks), _descriptor(grad_blocks), stats, dq,
         indices, counts, *_step_keeping(dq.device, BACKWARD_PROGRAMS), dq.stride()[:3], heads, blocks_q.grid,
         blocks_q.num_blocks, blocks_k.num_blocks, indices.shape[-1], width**-0.5 * LOG2_E, width**-0.5,
-        *blocks_q.block, D=width, EVEN=_is_even(blocks_k), num_warps=4,
+        *blocks_q.block, D=width, num_warps=4,
     )  # fmt: skip

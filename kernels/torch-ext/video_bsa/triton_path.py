@@ -16,7 +16,7 @@ import torch
 import triton
 
 from . import portable
-from .gather import block_means, gather_blocks, query_stats
+from .gather import block_means, gather_blocks, gather_keys, query_stats
 from .grid import BlockGrid, Triple, tokens_first_empty
 from .invert import invert_lists
 from .rank import best_blocks
@@ -101,8 +101,9 @@ def forward(
         if takes_hopper_path(q, blocks_q):
             from . import hopper
 
-            k, v = gather_blocks(k, blocks_k, repeat_first=True), gather_blocks(v, blocks_k)
-            hopper.forward(q, k, v, indices, counts, blocks_q, blocks_k, out, lse)
+            k, sizes = gather_keys(k, blocks_k)
+            v = gather_blocks(v, blocks_k)
+            hopper.forward(q, k, v, sizes, indices, counts, blocks_q, blocks_k, out, lse)
         else:
             portable.forward(q, k, v, indices, counts, blocks_q, blocks_k, out, lse)
         return out, lse
