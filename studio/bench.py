@@ -1,4 +1,4 @@
-"""Times of the full-size transformer on this machine. Its weights are random: speed does not depend on their values."""
+"""Times of the full-size transformer on this machine. Its weights are random: speed hardly depends on their values."""
 
 from __future__ import annotations
 
