@@ -110,23 +110,15 @@ class Case:
     def flex(self) -> tuple[float, float, float]:
         """ms of flex_attention on the same lists: (forward, forward with layout, forward and backward), each the best
         of a few settings. Its layout is what our call does inside: q, k and v to block order, the result back."""
-        q, k, v, grad = (
-            gather_blocks(x, blocks).view(1, HEADS, -1, WIDTH)
-            for x, blocks in (
-                (self.q, self.blocks_q), (self.k, self.blocks_k), (self.v, self.blocks_k), (self.grad, self.blocks_q),
-            )
-        )  # fmt: skip
+        q, k, v = self._in_blocks()
+        grad = in_blocks(self.grad, self.blocks_q)
         mask = flex_mask(self.lists, self.blocks_k.num_blocks)
         best = [math.inf] * 3
         for stages in (2, 3):
             compiled = compile_flex(stages)
 
             def from_rows(attend: Callable = compiled) -> torch.Tensor:
-                in_blocks = (
-                    gather_blocks(x, blocks).view(1, HEADS, -1, WIDTH)
-                    for x, blocks in ((self.q, self.blocks_q), (self.k, self.blocks_k), (self.v, self.blocks_k))
-                )
-                out = attend(*in_blocks, block_mask=mask)
+                out = attend(*self._in_blocks(), block_mask=mask)
                 return self.blocks_q.from_blocks(out.unflatten(2, (-1, math.prod(BLOCK))))
 
             with torch.no_grad():
@@ -140,9 +132,17 @@ class Case:
             best = [min(pair) for pair in zip(best, (forward, with_layout, milliseconds(step)), strict=True)]
         return best[0], best[1], best[2]
 
+    def _in_blocks(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return in_blocks(self.q, self.blocks_q), in_blocks(self.k, self.blocks_k), in_blocks(self.v, self.blocks_k)
+
     @property
     def _blocks(self) -> tuple[BlockGrid, BlockGrid]:
         return self.blocks_q, self.blocks_k
+
+
+def in_blocks(x: torch.Tensor, blocks: BlockGrid) -> torch.Tensor:
+    """[1, HEADS, S, WIDTH] in block order, as flex_attention takes it."""
+    return gather_blocks(x, blocks).view(1, HEADS, -1, WIDTH)
 
 
 def flex_mask(lists: BlockSelection, num_keys: int) -> BlockMask:

@@ -42,22 +42,22 @@ def _gather_kernel(
 
 def gather_blocks(x_BNSD: torch.Tensor, blocks: BlockGrid) -> torch.Tensor:
     """[B*N*M*P, D] in block order; rows that hold no token are zero."""
-    return _gather(x_BNSD, blocks, x_BNSD, keys=False)
+    return _gather(x_BNSD, blocks)
 
 
 def gather_keys(k_BNSD: torch.Tensor, blocks: BlockGrid) -> tuple[torch.Tensor, torch.Tensor]:
     """(K [B*N*M*P, D] in block order, sizes int32 [M]); rows that hold no token repeat the block's first."""
     sizes = k_BNSD.new_empty(blocks.num_blocks, dtype=torch.int32)
-    return _gather(k_BNSD, blocks, sizes, keys=True), sizes
+    return _gather(k_BNSD, blocks, sizes), sizes
 
 
-def _gather(x_BNSD: torch.Tensor, blocks: BlockGrid, sizes: torch.Tensor, *, keys: bool) -> torch.Tensor:
+def _gather(x_BNSD: torch.Tensor, blocks: BlockGrid, sizes: torch.Tensor | None = None) -> torch.Tensor:
     batch, heads, _, width = x_BNSD.shape
     rows = tile_rows(blocks)
     out = x_BNSD.new_empty(batch * heads * blocks.num_blocks * rows, width)
     _gather_kernel[(blocks.num_blocks, batch * heads)](
-        x_BNSD, out, out, sizes, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
-        *blocks.block, ROWS=rows, D=width, BLOCKS=True, MEANS=False, KEYS=keys,
+        x_BNSD, out, out, out if sizes is None else sizes, x_BNSD.stride()[:3], heads, blocks.grid, blocks.num_blocks,
+        *blocks.block, ROWS=rows, D=width, BLOCKS=True, MEANS=False, KEYS=sizes is not None,
     )  # fmt: skip
     return out
 
