@@ -21,6 +21,7 @@ if not IS_INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1", allow_module_level=True)
 
 from video_bsa import BlockGrid, BlockSelection, block_sparse_attention, select_blocks, triton_path  # noqa: E402
+from video_bsa.gather import gather_blocks, gather_keys  # noqa: E402
 from video_bsa.invert import invert_lists  # noqa: E402
 
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
@@ -256,6 +257,23 @@ def test_inverted_lists_are_the_transposed_mask():
     mask = mask.scatter_(3, indices.long().where(listed, 150), True)[..., :150].flatten(0, 1).transpose(1, 2)
     assert torch.equal(starts.diff(), mask.sum(-1).flatten().int())
     assert torch.equal(queries[: starts[-1]], mask.nonzero()[:, 2].int())
+
+
+def test_keys_in_block_order_repeat_the_first_token_where_a_block_has_none():
+    blocks = BlockGrid((5, 6, 7), (4, 4, 4))
+    _, k, v, _ = make(blocks.grid, blocks.grid, batch=2, heads=1, dtype=DTYPES[0])
+    keys, sizes = gather_keys(k, blocks)
+    valid = blocks.valid_tokens(k.device)
+    assert torch.equal(sizes, valid.sum(-1).int())
+    keys = keys.view(2, 1, blocks.num_blocks, 64, 64)
+    # The tokens that a block has come first, in order; the rest of its rows are its first token again.
+    for block, (has_token, size) in enumerate(zip(valid, sizes.tolist(), strict=True)):
+        tokens = blocks.to_blocks(k)[:, :, block, has_token]
+        assert torch.equal(keys[:, :, block, :size], tokens)
+        assert torch.equal(keys[:, :, block, size:], tokens[:, :, :1].expand(-1, -1, 64 - size, -1))
+        values = gather_blocks(v, blocks).view_as(keys)[:, :, block]
+        assert torch.equal(values[:, :, :size], blocks.to_blocks(v)[:, :, block, has_token])
+        assert (values[:, :, size:] == 0).all()
 
 
 def test_results_lie_as_the_projection_reads_them_and_views_of_it_are_taken():
