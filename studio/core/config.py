@@ -14,6 +14,7 @@ PUBLISHED_MODEL = "meituan-longcat/LongCat-Video"
 Attention = Literal["auto", "dense", "sparse"]
 CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
 ResolutionType = Literal["pixel", "area", "pixel_area"]
+BasePrecision = Literal["no_change", "int8-quanto", "fp8-torchao"]
 LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
 
@@ -28,7 +29,19 @@ class ModelConfig:
     dtype: str = "auto"
     """`auto`: bf16 on CUDA, fp32 on a CPU."""
     attention: Attention = "auto"
+    base_precision: BasePrecision = "no_change"
+    """How the large linears of the transformer are kept; a LoRA on top stays in full precision."""
     gradient_checkpointing: bool = True
+    keep_attention: bool | None = None
+    """With gradient checkpointing: keep attention outputs for the backward pass instead of computing them twice.
+    None: where the memory of the card allows."""
+    blocks_to_swap: int = 0
+    """This many of the last transformer blocks wait on `block_swap_device` and visit the model's device in turn."""
+    block_swap_device: str = "cpu"
+    group_offload: bool = False
+    """Every layer waits in main memory and visits the device for its own call (diffusers): least memory, slow."""
+    vae_tiling: bool = False
+    """The VAE works in overlapping tiles: less memory, seams blended."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
