@@ -43,5 +43,9 @@ class DeviceError(StudioError):
     """The device asked for is not here, or cannot do what was asked."""
 
 
+class OutOfMemory(StudioError):
+    """The device has less memory than the work needs; the remedy is the cheapest change that fits."""
+
+
 class JobAlreadyRunning(StudioError):
     """A run is being trained already; a second one would fight for the device."""

@@ -1,0 +1,106 @@
+"""The cheapest change that makes a training step fit: first what leaves the result as it is, then what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from studio.core.geometry import GridSpec, round_to_grid
+from studio.core.model.memory import gib
+from studio.core.train.estimate import Measurement, Setup, Sizes, does_fit, peak_bytes
+from studio.core.types import Bucket
+
+
+def cheapest_change(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
+    """A sentence with the keys and values of config.json; None when nothing would help.
+
+    Where memory is not known it names the first change that takes less.
+    """
+    if capacity_bytes is None or measurement.memory is None:
+        smaller = next(_smaller_somehow(setup, measurement.sizes.grid), None)
+        return None if smaller is None else f"Set {_difference(setup, smaller)}."
+    for changed in _candidates(setup, measurement.sizes):
+        peak = peak_bytes(measurement, changed)
+        if peak is not None and does_fit(peak, capacity_bytes):
+            predicted = f"predicted {gib(peak)} of {gib(capacity_bytes)} GiB"
+            return f"Set {_difference(setup, changed)} ({predicted})."
+    return None
+
+
+def change_after_failure(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
+    """The cheapest change once `setup` has run out of memory, whatever was predicted for it."""
+    peak, memory = peak_bytes(measurement, setup), measurement.memory
+    if peak is not None and memory is not None and capacity_bytes is not None:
+        missing = max(0, capacity_bytes - peak)
+        measurement = replace(measurement, memory=replace(memory, working=memory.working + missing))
+    return cheapest_change(measurement, setup, capacity_bytes)
+
+
+def _candidates(now: Setup, sizes: Sizes) -> Iterator[Setup]:
+    """Every change, the cheapest first: exact ones, then a smaller batch, weights of one byte, fewer frames, a smaller
+    size.
+    """
+    frugal = _frugal(now)
+    if frugal != now:
+        yield frugal
+    yield from _swapped(now, sizes)
+    yield from _swapped(frugal, sizes)
+    for batch_size in range(now.batch_size - 1, 0, -1):
+        yield from _swapped(replace(frugal, batch_size=batch_size), sizes)
+    if now.base_precision == "no_change" and not now.is_offloaded:
+        yield from _swapped(replace(frugal, base_precision=sizes.smaller_precision), sizes)
+    for bucket in _smaller_buckets(now.bucket, sizes.grid):
+        yield from _swapped(replace(frugal, batch_size=1, bucket=bucket), sizes)
+
+
+def _frugal(now: Setup) -> Setup:
+    return replace(now, is_checkpointed=True, keeps_attention=False)
+
+
+def _swapped(setup: Setup, sizes: Sizes) -> Iterator[Setup]:
+    """The setup as it is, then with one more block swapped each time."""
+    most = setup.num_swapped if setup.is_offloaded else sizes.depth
+    for number in range(setup.num_swapped, most + 1):
+        yield replace(setup, num_swapped=number)
+
+
+def _smaller_buckets(bucket: Bucket, grid: GridSpec) -> Iterator[Bucket]:
+    """Fewer frames, then smaller sizes of about the same shape."""
+    for frames in range(bucket.num_frames - grid.temporal_stride, grid.temporal_stride, -grid.temporal_stride):
+        yield replace(bucket, num_frames=frames)
+    unit, short = grid.pixel_multiple, min(bucket.height, bucket.width)
+    for edge in range(short - unit, 0, -unit):
+        height, width = (round_to_grid(side * edge / short, unit) for side in (bucket.height, bucket.width))
+        yield replace(bucket, height=height, width=width)
+
+
+def _smaller_somehow(now: Setup, grid: GridSpec) -> Iterator[Setup]:
+    if _frugal(now) != now:
+        yield _frugal(now)
+    if now.batch_size > 1:
+        yield replace(now, batch_size=now.batch_size // 2)
+    fewer = grid.floor_frame_count(now.bucket.num_frames // 2)
+    if fewer > 1:
+        yield replace(now, bucket=replace(now.bucket, num_frames=fewer))
+
+
+def _difference(now: Setup, changed: Setup) -> str:
+    """`musubi_blocks_to_swap to 24 and base_model_precision to int8-quanto`."""
+    values = [
+        ("gradient_checkpointing", now.is_checkpointed, changed.is_checkpointed),
+        ("keep_attention", now.keeps_attention, changed.keeps_attention),
+        ("musubi_blocks_to_swap", now.num_swapped, changed.num_swapped),
+        ("train_batch_size", now.batch_size, changed.batch_size),
+        ("base_model_precision", now.base_precision, changed.base_precision),
+        ("video.num_frames", now.bucket.num_frames, changed.bucket.num_frames),
+        ("resolution", _size(now.bucket), _size(changed.bucket)),
+    ]
+    return " and ".join(f"{key} to {_text(new)}" for key, old, new in values if old != new)
+
+
+def _size(bucket: Bucket) -> str:
+    return f"one that gives {bucket.height}x{bucket.width} (height x width)"
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
