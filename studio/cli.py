@@ -12,10 +12,15 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studio.core.errors import StudioError
 from studio.core.simpletuner import read_project
 from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
+
+if TYPE_CHECKING:
+    from studio.core.config import ModelConfig
+    from studio.core.model.load import ModelBundle
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
@@ -74,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--guidance", type=float)
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--attention", choices=("auto", "dense", "sparse"), default="auto")
+    sample.add_argument(
+        "--precision", choices=("no_change", "int8-quanto", "fp8-torchao"), default="no_change",
+        help="of the transformer's large linears",
+    )  # fmt: skip
+    sample.add_argument("--swap", type=int, default=0, metavar="N", help="blocks that wait in main memory")
+    sample.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory")
     sample.set_defaults(run=_sample)
 
     bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device")
@@ -114,7 +125,6 @@ def _check(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from studio.core.data.check import check_project
-    from studio.core.model.load import load_bundle
     from studio.core.runlog import RunState, newest_unfinished
     from studio.core.train.job import run_inline
 
@@ -128,7 +138,7 @@ def _train(options: argparse.Namespace) -> int:
     config = resume.config() if resume else project.run
     bar = TrainBar()
     folder = run_inline(
-        config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(),
+        config, partial(_load_said, config.model), on_event=bar.show, should_stop=_interrupted(),
         report=None if resume else report, resume=resume,
     )  # fmt: skip
     print(f"The run is in {folder.path}")
@@ -139,7 +149,6 @@ def _sample(options: argparse.Namespace) -> int:
     from studio.core.config import ModelConfig
     from studio.core.data.decode import read_image
     from studio.core.errors import ConfigError
-    from studio.core.model.load import load_bundle
     from studio.core.sample.sampler import SampleRequest, sample
 
     _quiet_libraries()
@@ -151,7 +160,13 @@ def _sample(options: argparse.Namespace) -> int:
         height=height, width=width, num_frames=options.frames, num_inference_steps=options.steps,
         guidance_scale=options.guidance, seed=options.seed, lora=options.lora, lora_strength=options.lora_strength,
     )  # fmt: skip
-    bundle = load_bundle(ModelConfig(source=options.model, attention=options.attention))
+    if options.swap < 0:
+        raise ConfigError(f"--swap is {options.swap}.", "Give a number of blocks, 0 or more.")
+    model = ModelConfig(
+        source=options.model, attention=options.attention, base_precision=options.precision,
+        blocks_to_swap=options.swap, vae_tiling=options.vae_tiling,
+    )  # fmt: skip
+    bundle = _load_said(model)
     bar = SampleBar()
     for event in sample(request, bundle, options.out, should_stop=_interrupted()):
         bar.show(event)
@@ -175,6 +190,16 @@ def _ui(options: argparse.Namespace) -> int:
         read_project(options.project)
     launch(AppSettings(project=options.project), port=options.port, open_browser=not options.no_browser)
     return 0
+
+
+def _load_said(model: ModelConfig) -> ModelBundle:
+    """The loaded checkpoint, its notices printed."""
+    from studio.core.model.load import load_bundle
+
+    bundle = load_bundle(model)
+    for notice in bundle.notices:
+        print(notice, file=sys.stderr)
+    return bundle
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:

@@ -41,7 +41,21 @@ class ModelConfig:
     group_offload: bool = False
     """Every layer waits in main memory and visits the device for its own call (diffusers): least memory, slow."""
     vae_tiling: bool = False
-    """The VAE works in overlapping tiles: less memory, seams blended."""
+    """Videos above 256 px are decoded in overlapping tiles: less memory, seams blended."""
+
+    def __post_init__(self) -> None:
+        if self.group_offload and self.blocks_to_swap:
+            raise ConfigError(
+                f"enable_group_offload and musubi_blocks_to_swap {self.blocks_to_swap} cannot go together: both say "
+                "where weights wait.",
+                "Keep musubi_blocks_to_swap, which is faster, or enable_group_offload, which takes less memory.",
+            )
+        if self.group_offload and self.base_precision == "int8-quanto":
+            raise ConfigError(
+                "enable_group_offload and base_model_precision int8-quanto cannot go together: diffusers does not "
+                "move the weights of optimum-quanto.",
+                "Use musubi_blocks_to_swap in place of the offload, or fp8-torchao.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

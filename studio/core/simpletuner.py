@@ -133,7 +133,7 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
     if output is None:
         reading.notice((), "output_dir", f"output_dir is not set: runs are folders in ./{DEFAULT_OUTPUT}.")
     return RunConfig(
-        model=ModelConfig(source=_model_source(reading, sections, folder), **sections.get("model", {})),
+        model=_model(reading, sections, folder),
         data=DataConfig(datasets=_held_out(sections, found), **sections.get("data", {})),
         lora=LoraSettings(**sections.get("lora", {})),
         optim=_optim(reading, sections.get("optim", {})),
@@ -141,6 +141,17 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
         output_dir=DEFAULT_OUTPUT if output is None else resolve_path(output, folder),
         **{field: value for field, value in run.items() if field != "output_dir"},
     )
+
+
+def _model(reading: Reading, sections: Sections, folder: Path) -> ModelConfig:
+    """The model; of memory settings that exclude one another, the group offload is left out."""
+    source, fields = _model_source(reading, sections, folder), sections.get("model", {})
+    try:
+        return ModelConfig(source=source, **fields)
+    except ConfigError as error:
+        key = "enable_group_offload"
+        reading.error((key,), key, error.message, error.remedy)
+        return ModelConfig(source=source, **{**fields, "group_offload": False})
 
 
 def _model_source(reading: Reading, sections: Sections, folder: Path) -> str:

@@ -17,6 +17,7 @@ from studio.core.simpletuner_values import (
     boolean,
     bucket_alignment,
     choice,
+    device,
     frame_count,
     integer,
     location,
@@ -81,9 +82,9 @@ evaluation_type flow_custom_timesteps flow_sigmoid_scale flow_use_beta_schedule 
 gradient_checkpointing_backend gradient_checkpointing_interval gradient_checkpointing_offload_attention
 gradient_checkpointing_segment_stride group_offload_blocks_per_group group_offload_text_encoder
 group_offload_to_disk_path group_offload_type group_offload_use_stream group_offload_vae hub_model_id
-keep_vae_loaded minimum_image_size musubi_block_swap_device offload_during_startup push_checkpoints_to_hub
+keep_vae_loaded minimum_image_size offload_during_startup push_checkpoints_to_hub
 quantize_via tracker_project_name tracker_run_name user_prompt_library vae_batch_size vae_cache_disable
-vae_cache_ondemand vae_dtype vae_enable_slicing vae_enable_tiling validation_disable_unconditional
+vae_cache_ondemand vae_dtype vae_enable_slicing validation_disable_unconditional
 validation_input validation_noise_scheduler validation_on_startup validation_preview validation_prompt
 validation_prompt_library validation_randomize validation_strength write_batch_size dataloader_prefetch
 delete_problematic_images disable_bucket_pruning image_processing_batch_size max_workers read_batch_size
@@ -107,6 +108,10 @@ _attention = choice(
 _precision = choice(
     {"bf16": "bf16", "no": "fp32", "fp32": "fp32", "auto": "auto"}, says='"{written}" is taken as {taken}.'
 )
+_base_precision = choice(
+    {"no_change": "no_change", "bf16": "no_change", "int8-quanto": "int8-quanto", "fp8-torchao": "fp8-torchao"},
+    says='"{written}" is taken as {taken}: the base model keeps the dtype of mixed_precision.',
+)
 _captions = choice({"textfile": "textfile", "filename": "filename", "instanceprompt": "instanceprompt"})
 _schedule = choice({name: name for name in ("constant", "constant_with_warmup", "linear", "cosine")})
 _resolution_type = choice({"pixel": "pixel", "area": "area", "pixel_area": "pixel_area"})
@@ -119,6 +124,12 @@ _HONOURED: dict[str, Rule] = {
     "pretrained_model_name_or_path": Honoured("reader.model", location),
     "attention_mechanism": Honoured("model.attention", _attention),
     "gradient_checkpointing": Honoured("model.gradient_checkpointing", boolean),
+    "gradient_checkpointing_keep_attention": Honoured("model.keep_attention", boolean),
+    "base_model_precision": Honoured("model.base_precision", _base_precision),
+    "musubi_blocks_to_swap": Honoured("model.blocks_to_swap", integer()),
+    "musubi_block_swap_device": Honoured("model.block_swap_device", device),
+    "enable_group_offload": Honoured("model.group_offload", boolean),
+    "vae_enable_tiling": Honoured("model.vae_tiling", boolean),
     "mixed_precision": Honoured("model.dtype", _precision),
     # data
     "data_backend_config": Honoured("reader.data_backend_config", location),
@@ -165,14 +176,13 @@ _UNUSED: dict[str, Rule] = {
     "init_lora": Unused("training starts from a fresh LoRA", True),
     "peft_lora_target_modules": Unused("the default layers get the LoRA", True),
     "lora_init_type": Unused("peft's default start is used", True, ("default",)),
-    "base_model_precision": Unused(
-        "the base model is not quantised, so expect its full memory", True, ("no_change", "bf16")
-    ),
     "flow_schedule_shift": Unused("the shift is the checkpoint's own (published: 12)", True, (12,)),
     "flow_schedule_auto_shift": Unused("the shift is the checkpoint's own", True, (False,)),
     "resume_from_checkpoint": Unused("a run is continued on purpose, never by itself", False, ("",)),
-    "musubi_blocks_to_swap": Unused("all blocks stay on the device, so expect their memory", False, (0,)),
-    "enable_group_offload": Unused("nothing is offloaded, so expect its memory", False, (False,)),
+    "group_offload_type": Unused(
+        "layers are offloaded one by one, so that those of the LoRA stay on the device", False, ("leaf_level",)
+    ),
+    "group_offload_use_stream": Unused("layers are always fetched while others run", False, (True,)),
     "framerate": Unused("clips are taken at their own frame rate; the model plays 15 a second", False, (15,)),
     "report_to": Unused("nothing leaves this machine; the run folder holds every event", False, ("none",)),
     "push_to_hub": Unused("nothing leaves this machine", False, (False,)),

@@ -114,6 +114,13 @@ def location(value: JsonValue) -> str:
     return path
 
 
+def device(value: JsonValue) -> str:
+    """A device in PyTorch's words: cpu, cuda or cuda:N."""
+    if not isinstance(value, str) or not re.fullmatch(r"cpu|cuda(:\d{1,2})?", value):
+        raise ValueError('"cpu", "cuda" or "cuda:1"')
+    return value
+
+
 def choice(options: Mapping[str, Any], *, says: str = "") -> Reader:
     """Reader of one of the words in `options`; `says` becomes a notice when a word is taken as another."""
 

@@ -25,6 +25,8 @@ from studio.core.errors import CheckpointError, DeviceError
 from studio.core.geometry import Grid, GridSpec
 from studio.core.model.attention import AttentionChoice, AttentionUsed, choose_attention
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
+from studio.core.model.placement import place
+from studio.core.model.swap import BlockSwap
 from studio.core.model.text import PromptEncoder
 
 PARTS = {
@@ -63,6 +65,10 @@ class ModelBundle:
     attention: AttentionChoice
     device: torch.device
     dtype: torch.dtype
+    swap: BlockSwap | None = None
+    """The blocks that wait elsewhere and visit the device in turn."""
+    notices: tuple[str, ...] = ()
+    """What differs from what the configuration asked for, in sentences for whoever looks on."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Whoever runs the model holds it: a training step, or a whole sample."""
 
@@ -75,10 +81,12 @@ class ModelBundle:
 def load_bundle(config: ModelConfig) -> ModelBundle:
     """The checkpoint of `config`, in evaluation mode, without gradients.
 
+    Weights go from disk to main memory, and from there to the device part by part: it never holds more than it keeps.
+
     Raises:
         CheckpointError: a part is missing, a tensor is missing, extra or of another shape, or the text encoder's
             width is not the transformer's.
-        DeviceError: the device is not here.
+        DeviceError: a device is not here, or cannot do what was asked.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -93,12 +101,16 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
     choice = _attention(config.attention, dit, device, dtype)
     dit.set_attention(choice)
     for module in (dit, vae, encoder):
-        nn.Module.to(module.requires_grad_(False).eval(), device)
+        module.requires_grad_(False).eval()
+    swap, notices = place(dit, config, device)
+    nn.Module.to(vae, device)
+    if config.vae_tiling:
+        vae.enable_tiling()
     return ModelBundle(
         source=config.source,
         dit=dit,
         vae=vae,
-        prompt_encoder=PromptEncoder(tokenizer, encoder),
+        prompt_encoder=PromptEncoder(tokenizer, encoder, device),
         scheduler=scheduler,
         grid=GridSpec(
             temporal_stride=vae.config["scale_factor_temporal"],
@@ -110,6 +122,8 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
         attention=choice,
         device=device,
         dtype=dtype,
+        swap=swap,
+        notices=notices,
     )
 
 

@@ -5,6 +5,8 @@ Letters: B clips, C channels, T frames or latents, H W.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -36,12 +38,24 @@ def video_to_frames(video: torch.Tensor) -> np.ndarray:
 def encode_video(vae: AutoencoderKLWan, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Normalised latents fp32 [B, C, T, H / 8, W / 8] of `video` [B, 3, frames, H, W] in [-1, 1].
 
-    Sampled from the posterior, as the published pipelines do; `generator` lives on the CPU.
+    Sampled from the posterior, as the published pipelines do; `generator` lives on the CPU. Never in tiles, so tiling
+    changes neither a cached latent nor a loss.
     """
-    posterior = cast(AutoencoderKLOutput, vae.encode(video.to(vae.device, vae.dtype))).latent_dist
+    with _untiled(vae):
+        posterior = cast(AutoencoderKLOutput, vae.encode(video.to(vae.device, vae.dtype))).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
     mean, inv_std = _statistics(vae)
     return ((posterior.mean + posterior.std * noise).float() - mean) * inv_std
+
+
+@contextmanager
+def _untiled(vae: AutoencoderKLWan) -> Iterator[None]:
+    tiled = vae.use_tiling
+    vae.use_tiling = False
+    try:
+        yield
+    finally:
+        vae.use_tiling = tiled
 
 
 @torch.inference_mode()
