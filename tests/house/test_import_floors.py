@@ -40,7 +40,7 @@ HOMES = {
     "matplotlib": "studio.view",
     "argparse": "studio.cli",
     "decord": "studio.core.data",
-    "video_bsa": "studio.core.model.attention",
+    "video_bsa": "studio.core.model",
 }
 
 

@@ -6,12 +6,13 @@ Letters: B batch, N heads, S tokens, D head width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from video_bsa import (
     BlockSelection,
     block_sparse_attention,
@@ -160,12 +161,14 @@ HOPPER_BACKENDS = [
 """The quickest first on sm_90, where cuDNN takes 0.63 of the time of flash; what one does not take goes to the next."""
 
 
-def attend_densely(q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor) -> torch.Tensor:
-    """Softmax attention [B, N, Sq, D] over every key, scale D^-0.5."""
+def attend_densely(
+    q_BNSD: torch.Tensor, k_BNSD: torch.Tensor, v_BNSD: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Softmax attention [B, N, Sq, D] over every key that `mask` does not leave out, scale D^-0.5."""
     if q_BNSD.is_cuda and torch.cuda.get_device_capability(q_BNSD.device) == (9, 0):
         with sdpa_kernel(HOPPER_BACKENDS, set_priority=True):
-            return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
-    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD)
+            return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD, attn_mask=mask)
+    return F.scaled_dot_product_attention(q_BNSD, k_BNSD, v_BNSD, attn_mask=mask)
 
 
 def attend(
@@ -188,21 +191,35 @@ def attend(
     return block_sparse_attention(q_BNSD, k_BNSD, v_BNSD, grid_q=at_q, grid_k=at_k, block=block, lists=lists)
 
 
-def checkpoint_plainly(module: torch.nn.Module, *inputs: Any) -> Any:
-    """`module(*inputs)`, computed a second time in the backward pass."""
-    return checkpoint(module, *inputs, use_reentrant=False)
+def checkpointed(module: torch.nn.Module, *inputs: Any, keep_blocks: bool, keep_attention: bool) -> Any:
+    """`module(*inputs)`, computed a second time in the backward pass.
 
-
-def checkpoint_keeping_blocks(module: torch.nn.Module, *inputs: Any) -> Any:
-    """`module(*inputs)`, computed a second time in the backward pass with the key blocks of the first.
-
-    Chosen again they could differ by a rounding, and then the gradient would be that of another function.
+    With `keep_blocks` the second time has the key blocks of the first: chosen again they could differ by a rounding,
+    and then the gradient would be that of another function. With `keep_attention` it has what self-attention gave.
     """
-    return checkpoint(module, *inputs, use_reentrant=False, context_fn=_keep_selected_blocks)
+    if not (keep_blocks or keep_attention):
+        return checkpoint(module, *inputs, use_reentrant=False)
+    contexts = partial(create_selective_checkpoint_contexts, partial(_what_to_keep, keep_attention))
+    return checkpoint(module, *inputs, use_reentrant=False, context_fn=contexts)
 
 
-def _keep_selected_blocks() -> Any:
-    return create_selective_checkpoint_contexts([torch.ops.video_bsa.select_blocks.default])
+_ATTENTION_OPERATORS = (
+    torch.ops.video_bsa.attend.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+)
+"""Each takes q and k [B, N, S, D] first."""
+
+
+def _what_to_keep(keep_attention: bool, _: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    """Cross-attention has few keys, and is cheap to compute again."""
+    if operator is torch.ops.video_bsa.select_blocks.default:
+        return CheckpointPolicy.MUST_SAVE
+    if keep_attention and operator in _ATTENTION_OPERATORS and args[1].shape[2] >= args[0].shape[2]:
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _triple(grid: Grid) -> Triple:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -20,8 +21,7 @@ from studio.core.model.attention import (
     AttentionChoice,
     AttentionRecord,
     AttentionRecorder,
-    checkpoint_keeping_blocks,
-    checkpoint_plainly,
+    checkpointed,
 )
 from studio.core.model.dit_block import (
     CaptionEmbedder,
@@ -86,6 +86,8 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.blocks = nn.ModuleList(DitBlock(hidden_size, num_heads, mlp_ratio, adaln_tembed_dim) for _ in range(depth))
         self.final_layer = FinalLayer(hidden_size, patch[1] * patch[2] * out_channels, adaln_tembed_dim)
         self.gradient_checkpointing = False
+        self.keep_attention = False
+        """Gradient checkpointing keeps what attention gave too, which is the dearest to compute twice."""
 
     @property
     def _blocks(self) -> list[DitBlock]:
@@ -95,6 +97,11 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Every self-attention runs `choice` from now on."""
         for block in self._blocks:
             block.attn.choice = choice
+
+    def set_pointwise(self, ops: ModuleType) -> None:
+        """Every block does its work around attention with `ops` from now on (`choose_pointwise`)."""
+        for block in self._blocks:
+            block.ops = ops
 
     @contextmanager
     def recorded_attention(self) -> Iterator[list[AttentionRecord]]:
@@ -109,15 +116,17 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 block.attn.recorder = None
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
-        """Keeps a layer's input alone for the backward pass, and which key blocks it chose; the rest is recomputed.
+        """Keeps a layer's input for the backward pass, which key blocks it chose, and with `keep_attention` what
+        attention gave; the rest is recomputed.
 
-        A loss is then differentiated once: the kept blocks are gone after its backward pass.
+        A loss is then differentiated once: what was kept is gone after its backward pass.
         """
         super().enable_gradient_checkpointing(gradient_checkpointing_func or self._checkpointed)
 
     def _checkpointed(self, block: DitBlock, *inputs: Any) -> Any:
-        keeps = checkpoint_keeping_blocks if block.attn.choice.is_ever_sparse else checkpoint_plainly
-        return keeps(block, *inputs)
+        return checkpointed(
+            block, *inputs, keep_blocks=block.attn.choice.is_ever_sparse, keep_attention=self.keep_attention
+        )
 
     def forward(
         self,
@@ -160,12 +169,14 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         fresh: list[KeyValue] = []
         for index, block in enumerate(self._blocks):
             cache = kv_cache[index] if kv_cache is not None else None
-            inputs = (x, embedding, text, mask, rotary, grid, num_cond_latents, cache)
+            inputs = (x, embedding, text, mask, rotary, grid, num_cond_latents, cache, return_kv)
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x, key_value = cast(Any, self._gradient_checkpointing_func)(block, *inputs)
+            elif torch.is_grad_enabled() and block.is_swapped:
+                x, key_value = self._checkpointed(block, *inputs)
             else:
                 x, key_value = block(*inputs)
-            if return_kv:
+            if key_value is not None:
                 fresh.append(key_value)
         velocity = self._unpatchify(self.final_layer(x, embedding), grid)
         return (velocity, fresh) if return_kv else velocity

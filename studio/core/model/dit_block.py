@@ -1,63 +1,32 @@
 """The parts of the LongCat-Video transformer, under their published state-dict names.
 
 Letters: B batch, T latent frames, S tokens, E model width, N heads, D head width, L text length.
-fp32 inside any model dtype, as published: modulation, norms, gates with their residual, rotary embedding.
 """
 
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from studio.core.geometry import Grid
-from studio.core.model.attention import DENSE, AttentionChoice, AttentionRecorder, attend
+from studio.core.model import pointwise
+from studio.core.model.attention import DENSE, AttentionChoice, AttentionRecorder, attend, attend_densely
+from studio.core.model.pointwise import EPS, Rotary
 from studio.core.model.rope import rotate
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys (after their norm, before rotation) and values, each [B, N, S, D]."""
 
-Rotary = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines of every key token, each fp32 [S, D] (`rotary_table`)."""
-
-NORM_EPS = 1e-6
-
-
-def modulate(x_BSE: torch.Tensor, shift_BT1E: torch.Tensor, scale_BT1E: torch.Tensor) -> torch.Tensor:
-    """LayerNorm(x) * (1 + scale) + shift, per latent frame, in fp32; back in the dtype of `x`."""
-    normed = F.layer_norm(x_BSE.float(), (x_BSE.shape[-1],), eps=NORM_EPS)
-    per_frame = normed.unflatten(1, (shift_BT1E.shape[1], -1))
-    return (per_frame * (1 + scale_BT1E) + shift_BT1E).flatten(1, 2).to(x_BSE.dtype)
-
-
-def add_gated(x_BSE: torch.Tensor, update_BSE: torch.Tensor, gate_BT1E: torch.Tensor) -> torch.Tensor:
-    """x + gate * update, per latent frame, in fp32; back in the dtype of `x`."""
-    gated = update_BSE.float().unflatten(1, (gate_BT1E.shape[1], -1)) * gate_BT1E
-    return (x_BSE.float() + gated.flatten(1, 2)).to(x_BSE.dtype)
-
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, statistics in fp32."""
+    """The weight of a root-mean-square norm over the head width; `pointwise` applies it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` normed, same shape and dtype."""
-        inverse = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + NORM_EPS)
-        return (x.float() * inverse).to(x.dtype) * self.weight.to(x.dtype)
-
-
-class FP32LayerNorm(nn.LayerNorm):
-    """LayerNorm with its statistics and weights in fp32."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`input` normed, same shape and dtype."""
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps).to(input.dtype)
 
 
 class TimestepEmbedder(nn.Module):
@@ -117,36 +86,38 @@ class SelfAttention(nn.Module):
         self.recorder: AttentionRecorder | None = None
 
     def forward(
-        self, x_BSE: torch.Tensor, rotary: Rotary, grid: Grid, num_cond_latents: int, cache: KeyValue | None
-    ) -> tuple[torch.Tensor, KeyValue]:
-        """(output [B, S, E], keys and values of `x`).
+        self,
+        x_BSE: torch.Tensor,
+        rotary: Rotary,
+        grid: Grid,
+        num_cond_latents: int,
+        cache: KeyValue | None,
+        return_kv: bool,
+        ops: ModuleType,
+    ) -> tuple[torch.Tensor, KeyValue | None]:
+        """(output [B, S, E], keys and values of `x` if `return_kv`).
 
         `grid` is that of `x`; with `cache`, the tokens of `x` follow those that made the cache in time.
         """
-        cos, sin = rotary
         qkv = self.qkv(x_BSE).unflatten(-1, (3, self.num_heads, self.head_width))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        q, k = self.q_norm(q), self.k_norm(k)
-        fresh = (k, v)
+        fresh = None
+        if return_kv:
+            k, v = qkv[:, :, 1:].permute(2, 0, 3, 1, 4)
+            fresh = (pointwise.rms_norm(k, self.k_norm.weight), v.clone())
+        before = None
         if cache is not None:
-            k = torch.cat((cache[0].expand(k.shape[0], -1, -1, -1), k), dim=2)
-            v = torch.cat((cache[1].expand(v.shape[0], -1, -1, -1), v), dim=2)
-        q = rotate(q, cos[-q.shape[2] :], sin[-q.shape[2] :])
-        k = rotate(k, cos, sin)
+            cos, sin = (table[: cache[0].shape[2]] for table in rotary)
+            before = (rotate(cache[0], cos, sin), cache[1])
         tokens_per_frame = grid.h * grid.w
         num_cond = num_cond_latents * tokens_per_frame
+        q, k, v, *held = ops.self_heads(qkv, self.q_norm.weight, self.k_norm.weight, rotary, num_cond, before)
         grid_k = Grid(k.shape[2] // tokens_per_frame, grid.h, grid.w)
         grid_noise = Grid(grid.t - num_cond_latents, grid.h, grid.w)
-        out = attend(
-            q[:, :, num_cond:], k, v, grid_q=grid_noise, grid_k=grid_k, choice=self.choice, recorder=self.recorder
-        )
+        out = attend(q, k, v, grid_q=grid_noise, grid_k=grid_k, choice=self.choice, recorder=self.recorder)
         if num_cond:
             grid_cond = Grid(num_cond_latents, grid.h, grid.w)
-            held = attend(
-                q[:, :, :num_cond], k[:, :, :num_cond], v[:, :, :num_cond],
-                grid_q=grid_cond, grid_k=grid_cond, choice=self.choice,
-            )  # fmt: skip
-            out = torch.cat((held, out), dim=2)
+            of_held = attend(*held, grid_q=grid_cond, grid_k=grid_cond, choice=self.choice)
+            out = torch.cat((of_held.transpose(1, 2), out.transpose(1, 2)), dim=1).transpose(1, 2)
         return self.proj(out.transpose(1, 2).flatten(2)), fresh
 
 
@@ -163,14 +134,15 @@ class CrossAttention(nn.Module):
         self.q_norm = RMSNorm(self.head_width)
         self.k_norm = RMSNorm(self.head_width)
 
-    def forward(self, x_BSE: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor | None) -> torch.Tensor:
+    def forward(
+        self, x_BSE: torch.Tensor, text_BLE: torch.Tensor, mask_BL: torch.Tensor | None, ops: ModuleType
+    ) -> torch.Tensor:
         """[B, S, E]; text tokens whose mask is False are not attended."""
-        q = self.q_linear(x_BSE).unflatten(-1, (self.num_heads, self.head_width)).transpose(1, 2)
-        kv = self.kv_linear(text_BLE).unflatten(-1, (2, self.num_heads, self.head_width))
-        k, v = kv.permute(2, 0, 3, 1, 4)
+        q = ops.cross_heads(self.q_linear(x_BSE).unflatten(-1, (self.num_heads, self.head_width)), self.q_norm.weight)
+        k, v = self.kv_linear(text_BLE).unflatten(-1, (2, self.num_heads, self.head_width)).unbind(2)
+        k, v = ops.cross_heads(k, self.k_norm.weight), v.transpose(1, 2)
         mask = None if mask_BL is None else mask_BL[:, None, None, :]
-        out = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask=mask)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(attend_densely(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -183,9 +155,9 @@ class SwiGLU(nn.Module):
         self.w2 = nn.Linear(inner, width, bias=False)
         self.w3 = nn.Linear(width, inner, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, ops: ModuleType) -> torch.Tensor:
         """Same shape as `x`."""
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return self.w2(ops.swiglu(self.w1(x), self.w3(x)))
 
 
 class DitBlock(nn.Module):
@@ -195,9 +167,13 @@ class DitBlock(nn.Module):
         super().__init__()
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(adaln_width, 6 * width))
         self.attn = SelfAttention(width, num_heads)
-        self.pre_crs_attn_norm = FP32LayerNorm(width, eps=NORM_EPS)
+        self.pre_crs_attn_norm = nn.LayerNorm(width, eps=EPS)
         self.cross_attn = CrossAttention(width, num_heads)
         self.ffn = SwiGLU(width, int(width * mlp_ratio))
+        self.ops: ModuleType = pointwise
+        self.is_swapped = False
+        """True where the weights visit the device for a call only (`swap.py`), so that none can be kept for a
+        backward pass."""
 
     def forward(
         self,
@@ -209,22 +185,25 @@ class DitBlock(nn.Module):
         grid: Grid,
         num_cond_latents: int,
         cache: KeyValue | None,
-    ) -> tuple[torch.Tensor, KeyValue]:
-        """(output [B, S, E], keys and values of the self-attention); no `text` skips the cross-attention.
+        return_kv: bool,
+    ) -> tuple[torch.Tensor, KeyValue | None]:
+        """(output [B, S, E], keys and values of the self-attention if `return_kv`); no `text` skips the
+        cross-attention.
 
         Source: the published block; the feed-forward adds to the un-normalised stream, the cross-attention is
         neither gated nor modulated, and conditioning tokens get exact zeros from it.
         """
+        ops = self.ops
         modulation = self.adaLN_modulation(embedding_BTA).unsqueeze(2).chunk(6, dim=-1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
-        update, fresh = self.attn(modulate(x_BSE, shift_msa, scale_msa), rotary, grid, num_cond_latents, cache)
-        x = add_gated(x_BSE, update, gate_msa)
+        normed = ops.modulate(x_BSE, shift_msa, scale_msa)
+        update, fresh = self.attn(normed, rotary, grid, num_cond_latents, cache, return_kv, ops)
+        x = ops.add_gated(x_BSE, update, gate_msa)
         if text_BLE is not None:
             num_cond = num_cond_latents * grid.h * grid.w
-            noise = x[:, num_cond:]
-            noise = noise + self.cross_attn(self.pre_crs_attn_norm(noise), text_BLE, mask_BL)
-            x = torch.cat((x[:, :num_cond], noise), dim=1) if num_cond else noise
-        return add_gated(x, self.ffn(modulate(x, shift_mlp, scale_mlp)), gate_mlp), fresh
+            normed = ops.layer_norm(x[:, num_cond:], self.pre_crs_attn_norm.weight, self.pre_crs_attn_norm.bias)
+            x = ops.add_after(x, self.cross_attn(normed, text_BLE, mask_BL, ops), num_cond)
+        return ops.add_gated(x, self.ffn(ops.modulate(x, shift_mlp, scale_mlp), ops), gate_mlp), fresh
 
 
 class FinalLayer(nn.Module):
@@ -238,4 +217,4 @@ class FinalLayer(nn.Module):
     def forward(self, x_BSE: torch.Tensor, embedding_BTA: torch.Tensor) -> torch.Tensor:
         """fp32 [B, S, patch_channels]."""
         shift, scale = self.adaLN_modulation(embedding_BTA).unsqueeze(2).chunk(2, dim=-1)
-        return self.linear(modulate(x_BSE.float(), shift, scale))
+        return self.linear(pointwise.modulate(x_BSE.float(), shift, scale))

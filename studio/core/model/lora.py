@@ -21,6 +21,7 @@ from torch import nn
 from studio.core.config import LoraSettings
 from studio.core.errors import AdapterError
 from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.lora_linear import LoraLinear
 
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|proj))"
 """The attention projections of the blocks; `proj` of the patch embedder is a convolution and stays out."""
@@ -47,7 +48,8 @@ def add_lora(dit: LongCatVideoTransformer3DModel, settings: LoraSettings, *, see
         dit.add_adapter(_peft_config(settings), TRAINING)
     parameters = [p for name, p in dit.named_parameters() if f".{TRAINING}." in name]
     for parameter in parameters:
-        parameter.data = parameter.data.float()
+        # A swapped or offloaded layer may lie elsewhere at this moment, and its adapter with it.
+        parameter.data = parameter.data.to(dit.device, torch.float32)
         parameter.requires_grad_(True)
     return parameters
 
@@ -163,19 +165,22 @@ def _put_on(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tenso
         # A second adapter beside the one in training is what is wanted here.
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
         dit.add_adapter(_peft_config(settings, "|".join(re.escape(layer) for layer in layers)), SAMPLING)
-    for name, tensor in get_peft_model_state_dict(dit, adapter_name=SAMPLING).items():
-        tensor.data.copy_(state[name])
+    for name, parameter in dit.named_parameters():
+        if f".{SAMPLING}." in name:
+            parameter.data = state[name.replace(f".{SAMPLING}.", ".")].to(dit.device, torch.float32)
 
 
 def _peft_config(settings: LoraSettings, layers: str = LORA_TARGETS) -> LoraConfig:
     """`layers` is a regular expression that matches whole module names."""
     alpha = settings.resolved_alpha
-    return LoraConfig(
+    config = LoraConfig(
         r=settings.rank,
         lora_alpha=cast(int, int(alpha) if alpha.is_integer() else alpha),
         lora_dropout=settings.dropout,
         target_modules=layers,
     )
+    config._register_custom_module({nn.Linear: LoraLinear})
+    return config
 
 
 def _read_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
