@@ -24,6 +24,8 @@ class RunStarted:
     """Share of key blocks skipped; None where all is dense."""
     attention_block: tuple[int, ...] | None = None
     """Tokens of an attention block, (t, h, w); None where all is dense."""
+    notices: tuple[str, ...] = ()
+    """What differs from what the configuration asked of the model, in sentences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,28 @@ class CacheProgress:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitPredicted:
+    """What the steps will take, measured on a few blocks of the transformer."""
+
+    worst: str
+    """The bucket that takes most."""
+    batch_size: int
+    peak_bytes: int
+    """Of the worst bucket."""
+    capacity_bytes: int
+    """Of the device, or the share that this process may take."""
+    seconds_per_step: float | None
+    """Median over the batches; None when not even a few blocks ran."""
+    fits: bool
+    change: str | None
+    """The cheapest change that makes it fit, a sentence; None when it fits, or when nothing would help."""
+    keeps_attention: bool
+    """Gradient checkpointing keeps what attention gave."""
+    buckets: tuple[tuple[str, int, float | None, int], ...]
+    """(bucket, batch size, seconds a step, peak bytes), the dearest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +97,10 @@ class RunFinished:
     seconds: float
     lora: str
     """The LoRA file, relative to the run folder."""
+    peak_bytes: int | None = None
+    """The most memory that a step took; None where the device does not say."""
+    seconds_per_step: float | None = None
+    """Median of the steps of this attempt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +109,8 @@ class RunStopped:
 
     step: int
     lora: str
+    peak_bytes: int | None = None
+    seconds_per_step: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,7 +123,15 @@ class RunFailed:
 
 
 TrainEvent = (
-    RunStarted | CacheProgress | StepDone | SampleSaved | CheckpointSaved | RunFinished | RunStopped | RunFailed
+    RunStarted
+    | CacheProgress
+    | FitPredicted
+    | StepDone
+    | SampleSaved
+    | CheckpointSaved
+    | RunFinished
+    | RunStopped
+    | RunFailed
 )
 
 _EVENT_TYPES = {cls.__name__: cls for cls in TrainEvent.__args__}
@@ -122,6 +160,8 @@ class SampleDone:
     attention_reason: str
     attention_sparsity: float | None = None
     attention_block: tuple[int, ...] | None = None
+    is_batched: bool = True
+    """False when the two prompts of guidance ran one after the other, for want of memory."""
 
 
 SampleEvent = DenoiseStep | SampleDone
@@ -134,7 +174,10 @@ def encode_event(event: TrainEvent, *, time: float) -> str:
 
 def decode_event(line: str) -> tuple[float, TrainEvent]:
     """(time, event) of a line that `encode_event` made."""
-    fields: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in json.loads(line).items()
-    }
+    fields: dict[str, Any] = {name: _frozen(value) for name, value in json.loads(line).items()}
     return fields.pop("time"), _EVENT_TYPES[fields.pop("event")](**fields)
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

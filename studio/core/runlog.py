@@ -27,6 +27,7 @@ from studio.core.config_json import read_run_config, write_run_config
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.events import (
     CacheProgress,
+    FitPredicted,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -104,6 +105,10 @@ class RunSnapshot:
     """Message and remedy, when the run failed."""
     started: RunStarted | None
     """Device, dtype and attention."""
+    fit: FitPredicted | None
+    """What the steps were predicted to take."""
+    peak_bytes: int | None
+    """What they took, once the run has ended."""
     updated: float | None
     """Unix time of the last event, seconds."""
 
@@ -175,6 +180,8 @@ class RunFolder:
         started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
         cache = next((e for e in reversed(events) if isinstance(e, CacheProgress)), None)
         lora = next((e.lora for e in reversed(events) if isinstance(e, RunFinished | RunStopped) and e.lora), None)
+        fit = next((e for e in reversed(events) if isinstance(e, FitPredicted)), None)
+        ended = next((e for e in reversed(events) if isinstance(e, RunFinished | RunStopped)), None)
         steps = _last_attempt(events)
         state = self._state(timed)
         num_steps = started.num_steps if started else 0
@@ -195,6 +202,8 @@ class RunFolder:
             lora=self.path / lora if lora else None,
             failure=events[-1] if events and isinstance(events[-1], RunFailed) else None,
             started=started,
+            fit=fit,
+            peak_bytes=ended.peak_bytes if ended else None,
             updated=timed[-1][0] if timed else None,
         )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,15 @@ class BatchSampler:
     def steps_per_epoch(self) -> int:
         """Batches that show everything once."""
         return sum(-(-len(pairs) // self.batch_size) for pairs in self._by_bucket.values())
+
+    @property
+    def batches(self) -> Mapping[tuple[Bucket, int], int]:
+        """How many batches an epoch has of each bucket and number of clips."""
+        counts: Counter[tuple[Bucket, int]] = Counter()
+        for bucket, pairs in self._by_bucket.items():
+            full, rest = divmod(len(pairs), self.batch_size)
+            counts.update({(bucket, self.batch_size): full, (bucket, rest): 1 if rest else 0})
+        return {of: number for of, number in counts.items() if number}
 
     def batch_for_step(self, step: int) -> tuple[TrainingItem, ...]:
         """The items of `step`, which counts from 1."""

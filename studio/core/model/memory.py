@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from studio.core.errors import OutOfMemory
+from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.swap import NUM_SLOTS
 
 FORWARD_BYTES = 12
 """Working memory of a forward without gradients, for each token, channel of the model's width and byte of its dtype
 (24 bytes in bf16), the widest layers of one block included. An estimate."""
 STEP_BYTES = 40
 """The same of a training step with gradient checkpointing: one block recomputed with its gradients. An estimate."""
+VAE_BYTES = 4000
+"""Working memory of the autoencoder without tiles, for each pixel of a frame and byte of its dtype. An estimate."""
+NOTHING_HELPS = "No setting makes it fit: use a device with more memory."
 
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 """What PyTorch and the libraries below it say when memory is out, and it is no OutOfMemoryError."""
@@ -54,14 +58,52 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
     return sum(tensor_bytes(getattr(tensor, name)) for name in names)
 
 
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of a module's parameters and buffers."""
-    return sum(tensor_bytes(tensor) for tensor in (*module.parameters(), *module.buffers()))
-
-
 def gib(size: float) -> str:
     """Bytes as GiB with one decimal, without the unit."""
     return f"{size / 2**30:.1f}"
+
+
+def forward_bytes(dit: LongCatVideoTransformer3DModel, num_tokens: int) -> int:
+    """Working memory of a forward over this many tokens, weights and cache aside."""
+    return FORWARD_BYTES * num_tokens * dit.config["hidden_size"] * _itemsize(dit)
+
+
+def cache_bytes(dit: LongCatVideoTransformer3DModel, num_tokens: int) -> int:
+    """Bytes of the keys and values that all blocks keep of this many clean tokens."""
+    return 2 * num_tokens * dit.config["hidden_size"] * _itemsize(dit) * len(dit.blocks)
+
+
+def _itemsize(dit: LongCatVideoTransformer3DModel) -> int:
+    return dit.x_embedder.proj.weight.dtype.itemsize
+
+
+def freed_by_swap(dit: LongCatVideoTransformer3DModel, count: int) -> int:
+    """Bytes that are free on the device once `count` blocks are swapped, beyond what is free now."""
+    block, now = block_bytes(dit), num_swapped(dit)
+    if now == len(dit.blocks):
+        return 0
+    resident = len(dit.blocks) - now + (NUM_SLOTS if now else 0)
+    return (resident - (len(dit.blocks) - count + NUM_SLOTS)) * block
+
+
+def swap_for(dit: LongCatVideoTransformer3DModel, missing_bytes: int) -> str | None:
+    """The sentence for the fewest blocks whose swap frees so much; None when no number does."""
+    for count in range(num_swapped(dit) + 1, len(dit.blocks)):
+        if freed_by_swap(dit, count) >= missing_bytes:
+            return f"Set musubi_blocks_to_swap to {count} (on the command line: --swap {count})."
+    return None
+
+
+def num_swapped(dit: LongCatVideoTransformer3DModel) -> int:
+    """Blocks that visit the device for their own call only: all of them under group offload, fewer under swap."""
+    return sum(bool(block.is_swapped) for block in dit.blocks)
+
+
+def block_bytes(dit: LongCatVideoTransformer3DModel) -> int:
+    """Bytes of a block, adapters left out."""
+    block = dit.blocks[0]
+    tensors = (*block.named_parameters(), *block.named_buffers())
+    return sum(tensor_bytes(tensor) for name, tensor in tensors if ".lora_" not in name)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ Letters: B batch, C channels, T H W latents, L text length.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.dit_block import KeyValue
 from studio.core.model.flow import guide, set_schedule
 from studio.core.model.text import TextCondition
 
@@ -27,6 +28,7 @@ def denoise(
     num_steps: int,
     guidance_scale: float,
     distilled: bool = False,
+    is_batched: bool = True,
 ) -> Iterator[torch.Tensor]:
     """Yields the fp32 latents [B, C, T, H, W] after each step; the last ones are the video.
 
@@ -34,29 +36,44 @@ def denoise(
     computes from them depends on neither noise, prompt nor step (timestep 0, attention to themselves alone, no text),
     so their keys and values are computed once here and reused. Of `noise` [B, C, T, H, W] the first n frames are not
     used.
-    Guidance runs when `guidance_scale` is above 1, both prompts in one batch.
+    Guidance runs when `guidance_scale` is above 1: both prompts in one batch, or one after the other, which takes
+    less memory, where `is_batched` is False.
     """
     held = held.float().expand(noise.shape[0], -1, -1, -1, -1)
     num_held = held.shape[2]
     latents = noise[:, :, num_held:].float()
     is_guided = guidance_scale > 1
-    text = prompt
-    if is_guided:
-        text = TextCondition(
-            embeds=torch.cat((negative.embeds, prompt.embeds)), mask=torch.cat((negative.mask, prompt.mask))
-        )
+    texts = [negative, prompt] if is_guided else [prompt]
+    if is_batched:
+        texts = [_joined(texts)]
     with torch.inference_mode():
         held_velocity, cache = dit(held, torch.zeros(len(held), device=held.device), None, return_kv=True)
-    if is_guided and len(held) > 1:
+    if is_guided and is_batched and len(held) > 1:
         cache = [(k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in cache]
     set_schedule(scheduler, num_steps, distilled=distilled)
     for timestep in cast(torch.Tensor, scheduler.timesteps):
         with torch.inference_mode():
-            batch = torch.cat((latents, latents)) if is_guided else latents
-            at = timestep.to(batch.device).expand(len(batch))
-            velocity = dit(batch, at, text.embeds, text.mask, kv_cache=cache)
+            velocity = torch.cat([_velocity(dit, latents, timestep, text, cache) for text in texts])
             if is_guided:
                 uncond, cond = velocity.chunk(2)
                 velocity = guide(cond, uncond, guidance_scale, held_velocity)
             latents = cast(Any, scheduler).step(-velocity, timestep, latents, return_dict=False)[0]
         yield torch.cat((held, latents), dim=2)
+
+
+def _joined(texts: Sequence[TextCondition]) -> TextCondition:
+    """Several conditions as one batch."""
+    return TextCondition(embeds=torch.cat([t.embeds for t in texts]), mask=torch.cat([t.mask for t in texts]))
+
+
+def _velocity(
+    dit: LongCatVideoTransformer3DModel,
+    latents: torch.Tensor,
+    timestep: torch.Tensor,
+    text: TextCondition,
+    cache: list[KeyValue],
+) -> torch.Tensor:
+    """What the model predicts for `latents`, once for each condition in `text`."""
+    batch = latents.repeat(len(text.mask) // len(latents), 1, 1, 1, 1)
+    at = timestep.to(batch.device).expand(len(batch))
+    return dit(batch, at, text.embeds, text.mask, kv_cache=cache)

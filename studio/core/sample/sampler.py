@@ -19,8 +19,10 @@ from studio.core.errors import ConfigError
 from studio.core.events import DenoiseStep, SampleDone, SampleEvent
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import lora_applied
+from studio.core.model.memory import memory_errors
 from studio.core.model.vae import decode_latents, encode_video, frames_to_video, video_to_frames
 from studio.core.sample.denoise import denoise
+from studio.core.sample.room import VideoSize, has_room_for_both, room_for_decoding, room_for_sample
 from studio.core.sample.video import make_folder, write_video
 
 MAX_EDGE = 4096
@@ -104,7 +106,12 @@ def sample(
     request: SampleRequest, bundle: ModelBundle, out: Path, *, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[SampleEvent]:
     """Renders `request` with the LoRA that it names, or with none. See `render`. Raises AdapterError too."""
-    with bundle.lock, lora_applied(bundle.dit, request.lora, request.lora_strength):
+    said = "The device ran out of memory when the LoRA was put on."
+    with (
+        bundle.lock,
+        memory_errors(said, lambda: room_for_sample(bundle, _size(resolve_settings(request, bundle)))),
+        lora_applied(bundle.dit, request.lora, request.lora_strength),
+    ):
         yield from render(request, bundle, out, should_stop=should_stop)
 
 
@@ -115,37 +122,49 @@ def render(
 
     The start frame's latent is encoded once and stands at the front of every step, bit for bit. Noise comes from a CPU
     generator, so a seed means the same video on every device up to rounding.
+
+    Raises:
+        OutOfMemory: the device has too little memory; says the cheapest change that fits.
     """
     settings = resolve_settings(request, bundle)
+    size = _size(settings)
     make_folder(out.parent)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(request.seed)
     image = resize_frames(request.start_frame, settings.height, settings.width)
-    held = encode_video(bundle.vae, frames_to_video(image[None]), generator)
-    grid = bundle.grid.latent_grid(settings.num_frames, settings.height, settings.width)
-    noise = torch.randn(1, held.shape[1], grid.t, grid.h, grid.w, generator=generator).to(bundle.device)
-    text = bundle.prompt_encoder
-    latents = held
-    tick = time.perf_counter()
-    loop = denoise(
-        bundle.dit,
-        bundle.scheduler,
-        noise=noise,
-        held=held,
-        prompt=text.encode([request.prompt]),
-        negative=text.encode([request.negative_prompt]),
-        num_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-    )
-    for step, latents in enumerate(loop, start=1):  # noqa: B007 the last latents are the video
-        now = time.perf_counter()
-        yield DenoiseStep(step=step, num_steps=settings.num_inference_steps, seconds=now - tick)
-        tick = now
-        if should_stop():
-            return
-    frames = video_to_frames(decode_latents(bundle.vae, latents)[0])
+    said = f"The device ran out of memory while a video of {size} was rendered."
+    with memory_errors(said, lambda: room_for_sample(bundle, size)):
+        held = encode_video(bundle.vae, frames_to_video(image[None]), generator)
+        grid = bundle.grid.latent_grid(settings.num_frames, settings.height, settings.width)
+        noise = torch.randn(1, held.shape[1], grid.t, grid.h, grid.w, generator=generator).to(bundle.device)
+        text = bundle.prompt_encoder
+        prompt, negative = text.encode([request.prompt]), text.encode([request.negative_prompt])
+        is_batched = settings.guidance_scale <= 1 or has_room_for_both(bundle, size)
+        latents = held
+        tick = time.perf_counter()
+        loop = denoise(
+            bundle.dit,
+            bundle.scheduler,
+            noise=noise,
+            held=held,
+            prompt=prompt,
+            negative=negative,
+            num_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            is_batched=is_batched,
+        )
+        for step, latents in enumerate(loop, start=1):  # noqa: B007 the last latents are the video
+            now = time.perf_counter()
+            yield DenoiseStep(step=step, num_steps=settings.num_inference_steps, seconds=now - tick)
+            tick = now
+            if should_stop():
+                return
+    said = f"The device ran out of memory while a video of {size} was decoded."
+    with memory_errors(said, lambda: room_for_decoding(bundle, size)):
+        frames = video_to_frames(decode_latents(bundle.vae, latents)[0])
     seconds = time.perf_counter() - started
-    write_video(out, frames, bundle.defaults.fps, describe(request, settings, bundle, seconds))
+    notes = describe(request, settings, bundle, seconds, is_batched=is_batched)
+    write_video(out, frames, bundle.defaults.fps, notes)
     used = bundle.attention_of(settings.num_frames, settings.height, settings.width)
     yield SampleDone(
         path=out,
@@ -154,13 +173,19 @@ def render(
         attention_reason=used.reason,
         attention_sparsity=used.sparsity,
         attention_block=used.block,
+        is_batched=is_batched,
     )
 
 
+def _size(settings: SampleSettings) -> VideoSize:
+    return VideoSize(num_frames=settings.num_frames, height=settings.height, width=settings.width)
+
+
 def describe(
-    request: SampleRequest, settings: SampleSettings, bundle: ModelBundle, seconds: float
+    request: SampleRequest, settings: SampleSettings, bundle: ModelBundle, seconds: float, *, is_batched: bool
 ) -> dict[str, object]:
     """What the video carries: enough to render it again."""
+    one_by_one = {} if is_batched else {"guidance_batched": False}
     used = bundle.attention_of(settings.num_frames, settings.height, settings.width)
     return {
         "model": bundle.source,
@@ -182,4 +207,5 @@ def describe(
         "device": str(bundle.device),
         "dtype": str(bundle.dtype).removeprefix("torch."),
         "seconds": round(seconds, 1),
+        **one_by_one,
     }

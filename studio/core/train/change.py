@@ -12,19 +12,21 @@ from studio.core.types import Bucket
 
 
 def cheapest_change(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
-    """A sentence with the keys and values of config.json; None when nothing would help.
-
-    Where memory is not known it names the first change that takes less.
-    """
-    if capacity_bytes is None or measurement.memory is None:
-        smaller = next(_smaller_somehow(setup, measurement.sizes.grid), None)
-        return None if smaller is None else f"Set {_difference(setup, smaller)}."
+    """A sentence with the keys and values of config.json; None when nothing would help."""
+    if capacity_bytes is None:
+        return first_change(setup, measurement.sizes.grid)
     for changed in _candidates(setup, measurement.sizes):
         peak = peak_bytes(measurement, changed)
         if peak is not None and does_fit(peak, capacity_bytes):
             predicted = f"predicted {gib(peak)} of {gib(capacity_bytes)} GiB"
             return f"Set {_difference(setup, changed)} ({predicted})."
     return None
+
+
+def first_change(setup: Setup, grid: GridSpec) -> str | None:
+    """The cheapest change that takes less memory, where nobody knows how much there is."""
+    smaller = next(_smaller_somehow(setup, grid), None)
+    return None if smaller is None else f"Set {_difference(setup, smaller)}."
 
 
 def change_after_failure(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
@@ -54,12 +56,13 @@ def _candidates(now: Setup, sizes: Sizes) -> Iterator[Setup]:
 
 
 def _frugal(now: Setup) -> Setup:
+    """All that gradient checkpointing can do."""
     return replace(now, is_checkpointed=True, keeps_attention=False)
 
 
 def _swapped(setup: Setup, sizes: Sizes) -> Iterator[Setup]:
     """The setup as it is, then with one more block swapped each time."""
-    most = setup.num_swapped if setup.is_offloaded else sizes.depth
+    most = setup.num_swapped if setup.is_offloaded else sizes.depth - 1
     for number in range(setup.num_swapped, most + 1):
         yield replace(setup, num_swapped=number)
 
@@ -75,6 +78,7 @@ def _smaller_buckets(bucket: Bucket, grid: GridSpec) -> Iterator[Bucket]:
 
 
 def _smaller_somehow(now: Setup, grid: GridSpec) -> Iterator[Setup]:
+    """What takes less memory on any device, the cheapest first."""
     if _frugal(now) != now:
         yield _frugal(now)
     if now.batch_size > 1:
@@ -88,7 +92,7 @@ def _difference(now: Setup, changed: Setup) -> str:
     """`musubi_blocks_to_swap to 24 and base_model_precision to int8-quanto`."""
     values = [
         ("gradient_checkpointing", now.is_checkpointed, changed.is_checkpointed),
-        ("keep_attention", now.keeps_attention, changed.keeps_attention),
+        ("gradient_checkpointing_keep_attention", now.keeps_attention, changed.keeps_attention),
         ("musubi_blocks_to_swap", now.num_swapped, changed.num_swapped),
         ("train_batch_size", now.batch_size, changed.batch_size),
         ("base_model_precision", now.base_precision, changed.base_precision),

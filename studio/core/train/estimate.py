@@ -5,11 +5,12 @@ Letters: B batch, S tokens, E model width, N heads.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from studio.core.config import BasePrecision
 from studio.core.geometry import GridSpec
 from studio.core.model.memory import STEP_BYTES
+from studio.core.model.swap import NUM_SLOTS
 from studio.core.types import Bucket
 
 MARGIN = 0.04
@@ -21,9 +22,6 @@ FORWARD_SHARE = 0.26
 the published code on an H200."""
 RECOMPUTED = 4 / 3
 """How much longer a step takes when its forward is computed twice."""
-
-NUM_SLOTS = 2
-"""Blocks that have room on the device while others wait elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -136,7 +134,8 @@ def peak_bytes(measurement: Measurement, setup: Setup) -> int | None:
     if not measured.is_checkpointed:
         # Swapped blocks are checkpointed always. What one kept before is there during its own backward pass only.
         recomputed = sizes.depth if setup.is_checkpointed else setup.num_swapped
-        kept_by_all = (sizes.depth - recomputed) * kept + recomputed * kept_by_formula(sizes, setup)
+        by_one = kept_by_formula(sizes, replace(setup, is_checkpointed=True))
+        kept_by_all = (sizes.depth - recomputed) * kept + recomputed * by_one
         working += kept if recomputed else 0
     weights = _weights(sizes, setup) - _weights(sizes, measured)
     return round(memory.allocated + sizes.state_bytes + weights + working + kept_by_all)
@@ -172,7 +171,11 @@ def step_seconds(measurement: Measurement, setup: Setup) -> float | None:
 
 
 def kept_by_formula(sizes: Sizes, setup: Setup) -> int:
-    """Bytes that a checkpointed block keeps: its input, and its attention's output and log-sum-exp where asked for."""
+    """Bytes that a block keeps. A checkpointed one: its input, and its attention's output and log-sum-exp where asked
+    for. Any other: about half of what it works with.
+    """
+    if not setup.is_checkpointed:
+        return working_by_formula(sizes, setup) // 2
     return sizes.tokens(setup) * sizes.width * sizes.itemsize + _kept_attention(sizes, setup)
 
 

@@ -9,7 +9,7 @@ Letters: B batch, C channels, T H W latents, S tokens, E model width, N heads, L
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -17,11 +17,22 @@ from statistics import median
 import torch
 from torch import nn
 
-from studio.core.config import BasePrecision
+from studio.core.config import BasePrecision, RunConfig
 from studio.core.geometry import GridSpec
 from studio.core.model.dit import LongCatVideoTransformer3DModel
-from studio.core.model.memory import allocated_bytes, capacity, is_out_of_memory, release, tensor_bytes
-from studio.core.train.change import cheapest_change
+from studio.core.model.load import ModelBundle
+from studio.core.model.memory import (
+    NOTHING_HELPS,
+    allocated_bytes,
+    block_bytes,
+    capacity,
+    is_out_of_memory,
+    num_swapped,
+    release,
+    tensor_bytes,
+)
+from studio.core.model.precision import FP8_CAPABILITY, LARGE_LINEARS
+from studio.core.train.change import change_after_failure, cheapest_change
 from studio.core.train.estimate import (
     BucketFit,
     Measurement,
@@ -37,6 +48,8 @@ from studio.core.train.estimate import (
 from studio.core.train.step import NUM_START_LATENTS, Batch, training_loss
 from studio.core.types import Bucket
 
+MOST_MEASURED = 3
+"""Buckets that are measured, the largest; the others are in proportion."""
 FEW_BLOCKS = (2, 4)
 """How many of the first blocks are measured."""
 SLOW_SECONDS = 2.0
@@ -56,6 +69,8 @@ class Fit:
     keeps_attention: bool
     change: str | None
     """The cheapest change that makes it fit, a sentence; None when it fits, or when nothing would help."""
+    measurements: tuple[Measurement, ...] = ()
+    """What it was predicted from."""
 
     @property
     def worst(self) -> BucketFit:
@@ -66,6 +81,10 @@ class Fit:
     def fits(self) -> bool:
         """True unless the worst bucket is too large for the device."""
         return does_fit(self.worst.peak_bytes, self.capacity_bytes)
+
+    def change_after_failure(self, bucket: Bucket, batch_size: int) -> str | None:
+        """The cheapest change, now that a step of this size has run out of memory."""
+        return change_after_failure(*_nearest(self.measurements, bucket, batch_size), self.capacity_bytes)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -90,26 +109,23 @@ def sizes_of(
 ) -> Sizes:
     """The sizes of a transformer whose adapter has these `parameters`."""
     block = dit.blocks[0]
-    own = [t for name, t in (*block.named_parameters(), *block.named_buffers()) if ".lora_" not in name]
-    large = [m.weight for name, m in block.named_modules() if isinstance(m, nn.Linear) and _is_large(name)]
-    is_fp8_fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
-    block_bytes = sum(tensor_bytes(tensor) for tensor in own)
+    large = [
+        parameter
+        for name, parameter in block.named_parameters()
+        if name.replace(".base_layer", "").removesuffix(".weight") in LARGE_LINEARS
+    ]
+    has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     return Sizes(
         depth=len(dit.blocks),
         width=dit.config["hidden_size"],
         num_heads=dit.config["num_heads"],
         itemsize=dit.x_embedder.proj.weight.dtype.itemsize,
-        block_bytes=block_bytes,
-        small_block_bytes=block_bytes - sum(tensor_bytes(weight) - weight.numel() for weight in large),
+        block_bytes=block_bytes(dit),
+        small_block_bytes=block_bytes(dit) - sum(tensor_bytes(weight) - weight.numel() for weight in large),
         state_bytes=2 * sum(tensor_bytes(parameter) for parameter in parameters),
-        smaller_precision="fp8-torchao" if is_fp8_fast else "int8-quanto",
+        smaller_precision="fp8-torchao" if has_fp8 else "int8-quanto",
         grid=grid,
     )
-
-
-def _is_large(name: str) -> bool:
-    """True for the linears of a block that a smaller base precision concerns."""
-    return ".lora_" not in name and not name.startswith("adaLN_modulation")
 
 
 def measure_bucket(
@@ -122,7 +138,6 @@ def measure_bucket(
     device: torch.device,
     grid: GridSpec,
     base_precision: BasePrecision = "no_change",
-    is_offloaded: bool = False,
 ) -> Measurement:
     """Runs training steps of this size over the first blocks of `dit` as it stands, on random latents and text.
 
@@ -130,37 +145,65 @@ def measure_bucket(
     weights nor random states, and gradients are gone afterwards. Where even few blocks are too much, memory is what
     the formula says.
     """
+    batch = _random_batch(dit, bucket, batch_size, grid, text_length, device)
+    guess = guess_bucket(
+        dit, parameters, bucket, batch_size=batch_size, device=device, grid=grid, base_precision=base_precision
+    )
+    few = _few(guess.sizes)
+    measured: list[tuple[float, int]] = []
+    for count in few:
+        figures = _measure_blocks(dit, parameters, batch, count, device)
+        if figures is None:
+            break
+        measured.append(figures)
+    seconds, peaks = [of for of, _ in measured], [of for _, of in measured]
+    return replace(
+        guess,
+        seconds_beyond=_beyond(few, seconds),
+        seconds_per_block=_per_block(few, seconds),
+        memory=guess.memory and _measured_bytes(guess.memory, few, peaks),
+        copy_seconds=_copy_seconds(guess.sizes.block_bytes, device),
+        has_waited=guess.setup.num_swapped > guess.sizes.depth - few[1],
+    )
+
+
+def guess_bucket(
+    dit: LongCatVideoTransformer3DModel,
+    parameters: Sequence[nn.Parameter],
+    bucket: Bucket,
+    *,
+    batch_size: int,
+    device: torch.device,
+    grid: GridSpec,
+    base_precision: BasePrecision,
+) -> Measurement:
+    """What is known without a measurement, of a step that is too much for the device even with few blocks."""
     sizes = sizes_of(dit, parameters, device, grid)
-    num_swapped = sum(bool(block.is_swapped) for block in dit.blocks)
+    swapped = num_swapped(dit)
+    # Swap leaves one block where it is, group offload none; both recompute what they move.
+    is_offloaded = swapped == sizes.depth
+    is_checkpointed = dit.gradient_checkpointing or is_offloaded
     setup = Setup(
         bucket=bucket,
         batch_size=batch_size,
-        is_checkpointed=dit.gradient_checkpointing,
-        keeps_attention=dit.gradient_checkpointing and dit.keep_attention,
-        num_swapped=num_swapped,
+        is_checkpointed=is_checkpointed,
+        keeps_attention=is_checkpointed and dit.keep_attention,
+        num_swapped=0 if is_offloaded else swapped,
         base_precision=base_precision,
         is_offloaded=is_offloaded,
     )
-    few = FEW_BLOCKS if sizes.depth > FEW_BLOCKS[1] else (1, min(2, sizes.depth))
-    batch = _random_batch(dit, setup, grid, text_length, device)
-    allocated = allocated_bytes(device)
-    seconds: list[float] = []
-    peaks: list[int] = []
-    for count in few:
-        measured = _measure_blocks(dit, parameters, batch, count, device)
-        if measured is None:
-            break
-        seconds.append(measured[0])
-        peaks.append(measured[1])
-    return Measurement(
-        setup=setup,
-        sizes=sizes,
-        seconds_beyond=_beyond(few, seconds),
-        seconds_per_block=_per_block(few, seconds),
-        memory=None if allocated is None else _step_bytes(setup, sizes, allocated, few, peaks, device),
-        copy_seconds=_copy_seconds(sizes.block_bytes, device),
-        has_waited=num_swapped > sizes.depth - few[1],
-    )
+    allocated, limit = allocated_bytes(device), capacity(device)
+    memory = None
+    if allocated is not None and limit is not None:
+        kept, working = kept_by_formula(sizes, setup), working_by_formula(sizes, setup)
+        too_much = limit - allocated - _few(sizes)[0] * kept
+        memory = StepBytes(allocated=allocated, working=max(working, too_much), kept=kept)
+    return Measurement(setup=setup, sizes=sizes, seconds_beyond=None, seconds_per_block=None, memory=memory)
+
+
+def _few(sizes: Sizes) -> tuple[int, int]:
+    """How many blocks are measured of a transformer; fewer of one that has few."""
+    return FEW_BLOCKS if sizes.depth > FEW_BLOCKS[1] else (1, min(2, sizes.depth))
 
 
 def _measure_blocks(
@@ -216,19 +259,24 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _random_batch(
-    dit: LongCatVideoTransformer3DModel, setup: Setup, grid: GridSpec, text_length: int, device: torch.device
+    dit: LongCatVideoTransformer3DModel,
+    bucket: Bucket,
+    batch_size: int,
+    grid: GridSpec,
+    text_length: int,
+    device: torch.device,
 ) -> Batch:
-    """Latents and text of the setup's shape, all text tokens in use."""
-    size = grid.latent_grid(setup.bucket.num_frames, setup.bucket.height, setup.bucket.width)
+    """Latents and text of a batch of the bucket, all text tokens in use."""
+    size = grid.latent_grid(bucket.num_frames, bucket.height, bucket.width)
     generator = torch.Generator().manual_seed(0)
-    shape = (setup.batch_size, dit.config["in_channels"], size.t, size.h, size.w)
+    shape = (batch_size, dit.config["in_channels"], size.t, size.h, size.w)
     latents = torch.randn(shape, generator=generator).to(device)
-    text = torch.randn(setup.batch_size, 1, text_length, dit.config["caption_channels"], generator=generator)
+    text = torch.randn(batch_size, 1, text_length, dit.config["caption_channels"], generator=generator)
     return Batch(
         latents=latents,
         start_latent=latents[:, :, :NUM_START_LATENTS].clone(),
         text=text.to(device, dit.x_embedder.proj.weight.dtype),
-        text_mask=torch.ones(setup.batch_size, text_length, dtype=torch.long, device=device),
+        text_mask=torch.ones(batch_size, text_length, dtype=torch.long, device=device),
     )
 
 
@@ -247,20 +295,13 @@ def _beyond(few: tuple[int, int], values: Sequence[float]) -> float | None:
     return None if slope is None else max(0.0, values[0] - few[0] * slope)
 
 
-def _step_bytes(
-    setup: Setup, sizes: Sizes, allocated: int, few: tuple[int, int], peaks: Sequence[int], device: torch.device
-) -> StepBytes:
-    """Working and kept bytes of two peaks; what could not be measured by formula."""
-    kept, working = kept_by_formula(sizes, setup), working_by_formula(sizes, setup)
-    if len(peaks) == 2:
-        kept = round(_per_block(few, peaks) or 0)
-        working = round(_beyond(few, peaks) or 0)
-    elif peaks:
-        working = peaks[0] - few[0] * kept
-    else:
-        # It is known that this much was too much.
-        working = max(working, (capacity(device) or 0) - allocated - few[0] * kept)
-    return StepBytes(allocated=allocated, working=working, kept=kept)
+def _measured_bytes(guess: StepBytes, few: tuple[int, int], peaks: Sequence[int]) -> StepBytes:
+    """Working and kept bytes of two peaks; of one peak, with what a block keeps by formula."""
+    if not peaks:
+        return guess
+    if len(peaks) == 1:
+        return replace(guess, working=max(0, peaks[0] - few[0] * guess.kept))
+    return replace(guess, working=round(_beyond(few, peaks) or 0), kept=round(_per_block(few, peaks) or 0))
 
 
 def _copy_seconds(num_bytes: int, device: torch.device) -> float:
@@ -276,6 +317,63 @@ def _copy_seconds(num_bytes: int, device: torch.device) -> float:
         target.copy_(source, non_blocking=True)
     _synchronize(device)
     return (time.perf_counter() - started) / 4 * num_bytes / len(source)
+
+
+def measure_fit(
+    config: RunConfig,
+    bundle: ModelBundle,
+    parameters: Sequence[nn.Parameter],
+    batches: Mapping[tuple[Bucket, int], int],
+    *,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Fit:
+    """The fit of a run whose adapter is on and has not learnt yet; `on_progress` hears (done, total) of buckets.
+
+    Where the configuration leaves open whether attention's outputs are kept, that is decided here, and the
+    transformer is set so. Whoever calls it holds `bundle.lock`.
+    """
+    limit, dit = capacity(bundle.device), bundle.dit
+    largest = largest_first(batches)[:MOST_MEASURED]
+
+    def measure_all() -> list[Measurement]:
+        measurements = []
+        for done, (bucket, batch_size) in enumerate(largest, start=1):
+            measurements.append(
+                measure_bucket(
+                    dit, parameters, bucket, batch_size=batch_size, text_length=bundle.prompt_encoder.max_length,
+                    device=bundle.device, grid=bundle.grid, base_precision=config.model.base_precision,
+                )
+            )  # fmt: skip
+            on_progress(done, len(largest))
+        return measurements
+
+    measurements = measure_all()
+    if config.model.keep_attention is None and decide_keep_attention(measurements, limit):
+        dit.keep_attention = True
+        measurements = measure_all()
+    return predict(measurements, batches, limit)
+
+
+def largest_first(batches: Mapping[tuple[Bucket, int], int]) -> list[tuple[Bucket, int]]:
+    """Buckets and batch sizes, those with most pixels first."""
+
+    def pixels(of: tuple[Bucket, int]) -> int:
+        bucket, batch_size = of
+        return batch_size * bucket.num_frames * bucket.height * bucket.width
+
+    return sorted(batches, key=pixels, reverse=True)
+
+
+def remedy_for_step(config: RunConfig, bundle: ModelBundle, fit: Fit | None, bucket: Bucket, batch_size: int) -> str:
+    """What to do after a step of this size has run out of memory; by formula where there is no `fit`."""
+    if fit is not None:
+        return fit.change_after_failure(bucket, batch_size) or NOTHING_HELPS
+    guess = guess_bucket(
+        bundle.dit, (), bucket, batch_size=batch_size, device=bundle.device, grid=bundle.grid,
+        base_precision=config.model.base_precision,
+    )  # fmt: skip
+    setup = replace(guess.setup, is_checkpointed=guess.setup.is_checkpointed or config.model.gradient_checkpointing)
+    return cheapest_change(replace(guess, setup=setup), setup, capacity(bundle.device)) or NOTHING_HELPS
 
 
 def decide_keep_attention(measurements: Sequence[Measurement], capacity_bytes: int | None) -> bool:
@@ -306,6 +404,7 @@ def predict(
         capacity_bytes=capacity_bytes,
         keeps_attention=measurements[0].setup.keeps_attention,
         change=change,
+        measurements=tuple(measurements),
     )
 
 

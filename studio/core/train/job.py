@@ -8,14 +8,13 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 
-import torch
-
 from studio.core.config import RunConfig
 from studio.core.data.check import check_dataset
 from studio.core.errors import DatasetError, JobAlreadyRunning, StudioError
 from studio.core.events import RunFailed, TrainEvent
 from studio.core.filelock import FileLock
 from studio.core.model.load import ModelBundle
+from studio.core.model.memory import memory_errors
 from studio.core.runlog import RunFolder
 from studio.core.train.loop import train
 from studio.core.types import DatasetReport
@@ -27,6 +26,7 @@ LOCK_FILE = ".train.lock"
 
 Loader = Callable[[], ModelBundle]
 _SHOWN_ERRORS = 3
+_LESS_MEMORY = "Set gradient_checkpointing to true, or lower video.num_frames or resolution."
 
 
 class TrainJob:
@@ -134,7 +134,10 @@ def _drive(
     step = 0
     with folder.locked():
         try:
-            with closing(train(config, folder, load(), report, should_stop=should_stop, resume=resume)) as events:
+            with (
+                memory_errors("The device ran out of memory.", lambda: _LESS_MEMORY),
+                closing(train(config, folder, load(), report, should_stop=should_stop, resume=resume)) as events,
+            ):
                 for event in events:
                     step = getattr(event, "step", step)
                     folder.append(event)
@@ -173,10 +176,7 @@ def _checked(config: RunConfig, report: DatasetReport | None) -> DatasetReport:
 def _failure(error: Exception, step: int) -> RunFailed:
     if isinstance(error, StudioError):
         return RunFailed(step=step, message=error.message, remedy=error.remedy)
-    if isinstance(error, torch.OutOfMemoryError):
-        message = f"The device ran out of memory after step {step}."
-        remedy = "Lower the resolution or the number of frames, or turn gradient checkpointing on."
-    elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         message, remedy = "The disk is full.", "Free some space, then resume the run."
     else:
         message = f"Something unexpected went wrong after step {step} ({type(error).__name__})."

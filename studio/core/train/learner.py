@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.optimization import get_scheduler
+from torch import nn
 
 from studio.core.config import RunConfig
 from studio.core.config_json import run_config_to_json
@@ -23,6 +24,7 @@ from studio.core.errors import ConfigError, JobAlreadyRunning, StudioError
 from studio.core.events import StepDone
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import TRAINING, adapter_names, add_lora, lora_state, remove_lora, restore_lora
+from studio.core.model.memory import NOTHING_HELPS, VAE_BYTES, free_bytes, memory_errors, swap_for
 from studio.core.model.vae import encode_video, frames_to_video
 from studio.core.train.checkpoint import Checkpoint, save_checkpoint
 from studio.core.train.step import Batch, collate, training_loss
@@ -31,7 +33,8 @@ WEIGHT_DECAY = 0.01
 """torch's default for AdamW; SimpleTuner's too."""
 
 _MAY_CHANGE = (
-    "output_dir", "validation", "model.device", "model.gradient_checkpointing", "optim.checkpoint",
+    "output_dir", "validation", "model.device", "model.gradient_checkpointing", "model.keep_attention",
+    "model.blocks_to_swap", "model.block_swap_device", "model.group_offload", "model.vae_tiling", "optim.checkpoint",
 )  # fmt: skip
 """Parts of a configuration that may differ when a run is resumed: they change no loss."""
 _LENGTH = ("optim.max_train_steps", "optim.num_train_epochs")
@@ -48,8 +51,6 @@ class Learner:
     """
 
     def __init__(self, config: RunConfig, bundle: ModelBundle, encoder: PairEncoder, num_steps: int) -> None:
-        if TRAINING in adapter_names(bundle.dit):
-            raise JobAlreadyRunning("This model is being trained already.", "Wait for that run, or stop it.")
         self._config = config
         self._bundle = bundle
         self._encoder = encoder
@@ -61,21 +62,20 @@ class Learner:
             num_warmup_steps=config.optim.lr_warmup_steps,
             num_training_steps=num_steps + 1,
         ).lr_lambdas[0]
+        self.peak_bytes: int | None = None
+        """The most memory that a step took; None on a CPU."""
+        self.parameters = attach(config, bundle)
         try:
-            self.parameters = add_lora(bundle.dit, config.lora, seed=config.seed)
             self._optimizer = torch.optim.AdamW(
                 self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY
             )
-            if config.model.gradient_checkpointing:
-                bundle.dit.enable_gradient_checkpointing()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Takes the adapter off."""
-        self._bundle.dit.disable_gradient_checkpointing()
-        remove_lora(self._bundle.dit, TRAINING)
+        detach(self._bundle)
 
     def learn(self, step: int, items: tuple[TrainingItem, ...]) -> StepDone:
         """Takes one optimiser step on `items`.
@@ -84,6 +84,9 @@ class Learner:
             StudioError: the loss or the gradient is not finite; nothing was changed.
         """
         started = time.perf_counter()
+        is_cuda = self._bundle.device.type == "cuda"
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats(self._bundle.device)
         seed, dit = self._config.seed, self._bundle.dit
         batch = self._batch(items)
         rate = self._config.optim.learning_rate * self._schedule(step)
@@ -92,7 +95,7 @@ class Learner:
         generators = [seeded(seed, "noise", step, index) for index in range(len(items))]
         dit.train()
         try:
-            with torch.random.fork_rng(devices=[self._bundle.device] if self._bundle.device.type == "cuda" else []):
+            with torch.random.fork_rng(devices=[self._bundle.device] if is_cuda else []):
                 torch.manual_seed(seeded(seed, "dropout", step).initial_seed())
                 loss = training_loss(dit, batch, shift=self._bundle.scheduler.config["shift"], generators=generators)
                 loss.backward()
@@ -105,6 +108,8 @@ class Learner:
             raise _diverged(step, items, loss_value)
         self._optimizer.step()
         self._optimizer.zero_grad()
+        if is_cuda:
+            self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated(self._bundle.device))
         return StepDone(
             step=step,
             num_steps=self._num_steps,
@@ -148,15 +153,45 @@ class Learner:
         )
 
 
+def attach(config: RunConfig, bundle: ModelBundle) -> list[nn.Parameter]:
+    """Puts a fresh adapter on the transformer and sets how it is checkpointed; returns the adapter's parameters.
+
+    Raises:
+        JobAlreadyRunning: an adapter is in training on this transformer already.
+    """
+    dit = bundle.dit
+    if TRAINING in adapter_names(dit):
+        raise JobAlreadyRunning("This model is being trained already.", "Wait for that run, or stop it.")
+    try:
+        parameters = add_lora(dit, config.lora, seed=config.seed)
+    except BaseException:
+        detach(bundle)
+        raise
+    if config.model.gradient_checkpointing:
+        dit.enable_gradient_checkpointing()
+        dit.keep_attention = config.model.keep_attention is True
+    return parameters
+
+
+def detach(bundle: ModelBundle) -> None:
+    """Leaves the transformer as it was before `attach`."""
+    bundle.dit.disable_gradient_checkpointing()
+    bundle.dit.keep_attention = False
+    remove_lora(bundle.dit, TRAINING)
+
+
 def make_encoders(bundle: ModelBundle) -> Encoders:
     """The bundle's VAE and text encoder as functions; each call holds `bundle.lock`."""
 
     def video(frames: np.ndarray, generator: torch.Generator) -> torch.Tensor:
-        with bundle.lock:
+        count, height, width, _ = frames.shape
+        said = f"The device ran out of memory while {count} frames of {height}x{width} were encoded."
+        with bundle.lock, memory_errors(said, lambda: room_for_encoding(bundle, height * width)):
             return encode_video(bundle.vae, frames_to_video(frames), generator)[0]
 
     def text(caption: str) -> torch.Tensor:
-        with bundle.lock:
+        said = "The device ran out of memory while a caption was encoded."
+        with bundle.lock, memory_errors(said, lambda: room_for_encoding(bundle, 0)):
             condition = bundle.prompt_encoder.encode([caption])
         return condition.embeds[0, 0][condition.mask[0].bool()]
 
@@ -166,6 +201,15 @@ def make_encoders(bundle: ModelBundle) -> Encoders:
         text=text,
         text_id=f"{fingerprint(bundle.prompt_encoder.encoder)} {bundle.prompt_encoder.max_length}",
     )
+
+
+def room_for_encoding(bundle: ModelBundle, num_pixels: int) -> str:
+    """What to do after the VAE had too little memory for frames of so many pixels, or, for 0, the text encoder."""
+    free = free_bytes(bundle.device)
+    if free is None:
+        return NOTHING_HELPS if num_pixels == 0 else "Lower video.num_frames or resolution."
+    missing = VAE_BYTES * num_pixels * bundle.dtype.itemsize - free
+    return swap_for(bundle.dit, max(missing, free // 4)) or NOTHING_HELPS
 
 
 def _diverged(step: int, items: tuple[TrainingItem, ...], loss: float) -> StudioError:

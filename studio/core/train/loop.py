@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from statistics import median
 
 from studio.core.config import RunConfig
 from studio.core.config_json import with_absolute_paths
 from studio.core.data.dataset import BatchSampler, training_pairs, validation_pairs
 from studio.core.data.encode import PairEncoder
 from studio.core.errors import DatasetError
-from studio.core.events import CacheProgress, CheckpointSaved, RunFinished, RunStarted, RunStopped, TrainEvent
+from studio.core.events import (
+    CacheProgress,
+    CheckpointSaved,
+    FitPredicted,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    TrainEvent,
+)
 from studio.core.model.attention import AttentionUsed
 from studio.core.model.load import ModelBundle
+from studio.core.model.memory import memory_errors
 from studio.core.runlog import RunFolder
 from studio.core.train.checkpoint import latest_checkpoint
+from studio.core.train.fit import Fit, largest_first, measure_fit, remedy_for_step
 from studio.core.train.learner import Learner, make_encoders
 from studio.core.train.outcome import save_outcome
 from studio.core.train.validate import render_samples
-from studio.core.types import DatasetReport, Pair
+from studio.core.types import Bucket, DatasetReport, Pair
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -40,6 +55,7 @@ def train(
 
     Raises:
         DatasetError: no pair is ready.
+        OutOfMemory: the device has too little memory; says the cheapest change that fits.
         StudioError: the loss is not finite, a file cannot be read any more, or the settings do not fit the checkpoint.
         OSError: the folder cannot be written.
     """
@@ -60,6 +76,7 @@ def train(
         attention_reason=used.reason,
         attention_sparsity=used.sparsity,
         attention_block=used.block,
+        notices=bundle.notices,
     )
     checkpoint = latest_checkpoint(folder.path / "checkpoints") if resume else None
     step = checkpoint.step if checkpoint else 0
@@ -70,18 +87,32 @@ def train(
             yield RunStopped(step=step, lora="")
             return
 
-    with bundle.lock:
+    largest, clips = largest_first(sampler.batches)[0]
+
+    def memory(when: str, bucket: Bucket = largest, batch_size: int = clips) -> AbstractContextManager[None]:
+        said = f"The device ran out of memory {when}, for {bucket} with batch size {batch_size}."
+        return memory_errors(said, lambda: remedy_for_step(config, bundle, fit, bucket, batch_size))
+
+    fit: Fit | None = None
+    seconds: list[float] = []
+    with bundle.lock, memory("before the first step"):
         learner = Learner(config, bundle, encoder, num_steps)
     try:
+        if bundle.device.type == "cuda":
+            with bundle.lock, memory("before the first step"):
+                fit = measure_fit(config, bundle, learner.parameters, sampler.batches)
+            yield _fit_event(fit)
         if checkpoint:
-            with bundle.lock:
+            with bundle.lock, memory("before the first step"):
                 learner.restore(checkpoint)
         samples = validation_pairs(report, config)
         saved = sampled = step
         while step < num_steps and not should_stop():
             step += 1
-            with bundle.lock:
-                done = learner.learn(step, sampler.batch_for_step(step))
+            items = sampler.batch_for_step(step)
+            with bundle.lock, memory(f"in step {step}", items[0].pair.bucket or largest, len(items)):
+                done = learner.learn(step, items)
+            seconds.append(done.seconds)
             yield done
             if _is_due(step, config.optim.checkpoint_step_interval):
                 yield _save_checkpoint(learner, folder, bundle, saved := step)
@@ -90,12 +121,19 @@ def train(
         if saved != step:
             yield _save_checkpoint(learner, folder, bundle, step)
         if step < num_steps:
-            yield RunStopped(step=step, lora=save_outcome(config, folder, bundle, step))
+            lora = save_outcome(config, folder, bundle, step)
+            yield RunStopped(step=step, lora=lora, peak_bytes=learner.peak_bytes, seconds_per_step=_median(seconds))
             return
         lora = save_outcome(config, folder, bundle, step)
         if sampled != step:
             yield from render_samples(samples, step, config, folder, bundle, should_stop)
-        yield RunFinished(step=step, seconds=time.perf_counter() - started, lora=lora)
+        yield RunFinished(
+            step=step,
+            seconds=time.perf_counter() - started,
+            lora=lora,
+            peak_bytes=learner.peak_bytes,
+            seconds_per_step=_median(seconds),
+        )
     finally:
         with bundle.lock:
             learner.close()
@@ -130,3 +168,30 @@ def _save_checkpoint(learner: Learner, folder: RunFolder, bundle: ModelBundle, s
     with bundle.lock:
         path = learner.save(folder.path / "checkpoints", step)
     return CheckpointSaved(step=step, path=path.relative_to(folder.path).as_posix())
+
+
+def _fit_event(fit: Fit) -> FitPredicted:
+    """The fit as an event; a device with memory to ask for was measured."""
+    worst = fit.worst
+    assert worst.peak_bytes is not None
+    assert fit.capacity_bytes is not None
+    logger.info(
+        "fit worst=%s batch=%d peak_bytes=%d capacity_bytes=%d seconds_per_step=%s keeps_attention=%s change=%s",
+        worst.bucket, worst.batch_size, worst.peak_bytes, fit.capacity_bytes, fit.seconds_per_step,
+        fit.keeps_attention, fit.change,
+    )  # fmt: skip
+    return FitPredicted(
+        worst=str(worst.bucket),
+        batch_size=worst.batch_size,
+        peak_bytes=worst.peak_bytes,
+        capacity_bytes=fit.capacity_bytes,
+        seconds_per_step=fit.seconds_per_step,
+        fits=fit.fits,
+        change=fit.change,
+        keeps_attention=fit.keeps_attention,
+        buckets=tuple((str(f.bucket), f.batch_size, f.seconds, f.peak_bytes or 0) for f in fit.buckets),
+    )
+
+
+def _median(seconds: list[float]) -> float | None:
+    return median(seconds) if seconds else None
