@@ -26,6 +26,7 @@ from studio.core.geometry import Grid, GridSpec
 from studio.core.model.attention import AttentionChoice, AttentionUsed, choose_attention
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
 from studio.core.model.placement import place
+from studio.core.model.pointwise import choose_pointwise
 from studio.core.model.swap import BlockSwap
 from studio.core.model.text import PromptEncoder
 
@@ -100,9 +101,13 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
         scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     choice = _attention(config.attention, dit, device, dtype)
     dit.set_attention(choice)
+    ops, refusal = choose_pointwise(device, dtype)
+    dit.set_pointwise(ops)
     for module in (dit, vae, encoder):
         module.requires_grad_(False).eval()
     swap, notices = place(dit, config, device)
+    if refusal is not None:
+        notices += (f"The fused kernels do not run, so every step takes longer: {refusal}.",)
     nn.Module.to(vae, device)
     if config.vae_tiling:
         vae.enable_tiling()
