@@ -12,15 +12,10 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from studio.core.errors import StudioError
 from studio.core.simpletuner import read_project
 from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
-
-if TYPE_CHECKING:
-    from studio.core.config import ModelConfig
-    from studio.core.model.load import ModelBundle
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
@@ -125,6 +120,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from studio.core.data.check import check_project
+    from studio.core.model.load import load_bundle
     from studio.core.runlog import RunState, newest_unfinished
     from studio.core.train.job import run_inline
 
@@ -138,7 +134,7 @@ def _train(options: argparse.Namespace) -> int:
     config = resume.config() if resume else project.run
     bar = TrainBar()
     folder = run_inline(
-        config, partial(_load_said, config.model), on_event=bar.show, should_stop=_interrupted(),
+        config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(),
         report=None if resume else report, resume=resume,
     )  # fmt: skip
     print(f"The run is in {folder.path}")
@@ -149,6 +145,7 @@ def _sample(options: argparse.Namespace) -> int:
     from studio.core.config import ModelConfig
     from studio.core.data.decode import read_image
     from studio.core.errors import ConfigError
+    from studio.core.model.load import load_bundle
     from studio.core.sample.sampler import SampleRequest, sample
 
     _quiet_libraries()
@@ -166,7 +163,9 @@ def _sample(options: argparse.Namespace) -> int:
         source=options.model, attention=options.attention, base_precision=options.precision,
         blocks_to_swap=options.swap, vae_tiling=options.vae_tiling,
     )  # fmt: skip
-    bundle = _load_said(model)
+    bundle = load_bundle(model)
+    for notice in bundle.notices:
+        print(notice, file=sys.stderr)
     bar = SampleBar()
     for event in sample(request, bundle, options.out, should_stop=_interrupted()):
         bar.show(event)
@@ -190,16 +189,6 @@ def _ui(options: argparse.Namespace) -> int:
         read_project(options.project)
     launch(AppSettings(project=options.project), port=options.port, open_browser=not options.no_browser)
     return 0
-
-
-def _load_said(model: ModelConfig) -> ModelBundle:
-    """The loaded checkpoint, its notices printed."""
-    from studio.core.model.load import load_bundle
-
-    bundle = load_bundle(model)
-    for notice in bundle.notices:
-        print(notice, file=sys.stderr)
-    return bundle
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:

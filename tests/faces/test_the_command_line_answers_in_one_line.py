@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from studio.cli import main
 
@@ -44,3 +45,15 @@ def test_a_check_that_extracts_start_frames_reports_what_is_there_afterwards(cha
     shown = capsys.readouterr()
     assert "1 start frames written" in shown.err
     assert '"ready": 4' in shown.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU blocks are swapped")
+def test_a_sample_in_little_memory_says_what_does_nothing_on_this_device(project, tmp_path, capsys):
+    image, out = project / "start_frames" / "shape_0.png", tmp_path / "video.mp4"
+    arguments = ["sample", "--image", str(image), "--prompt", "a red circle hops", "--out", str(out)]
+    small = ["--size", "64x64", "--frames", "5", "--steps", "1", "--precision", "int8-quanto", "--vae-tiling"]
+    assert main([*arguments, *small, "--swap", "4"]) == 0
+    assert "musubi_blocks_to_swap does nothing here" in capsys.readouterr().err
+    assert out.exists()
+    assert main([*arguments[:-1], str(tmp_path / "other.mp4"), "--swap", "-1"]) == 1
+    assert capsys.readouterr().err.startswith("--swap is -1.")
