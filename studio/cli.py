@@ -1,4 +1,4 @@
-"""The command line: check, train, sample, demo, bench, ui. Each command is one core call and the printing around it."""
+"""The command line: check, train, fit, sample, demo, bench, ui. Each is one core call and the printing around it."""
 
 from __future__ import annotations
 
@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
     train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this dataset")
     train.set_defaults(run=_train)
+
+    fit = commands.add_parser("fit", help="measure what a step of training takes, and whether it fits this device")
+    fit.add_argument("project", type=Path, help="a config.json, or a dataset folder")
+    fit.set_defaults(run=_fit)
 
     sample = commands.add_parser("sample", help="animate a start frame")
     sample.add_argument("--image", type=Path, required=True, help="the start frame")
@@ -139,6 +143,27 @@ def _train(options: argparse.Namespace) -> int:
     )  # fmt: skip
     print(f"The run is in {folder.path}")
     return 0 if folder.state() in (RunState.FINISHED, RunState.STOPPED) else USER_ERROR
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from studio.core.data.check import check_project
+    from studio.core.model.load import load_bundle
+    from studio.core.train.fit import fit_of
+    from studio.view.terminal import FitBar, print_fit
+
+    _quiet_libraries()
+    project, report = check_project(options.project)
+    if not report.is_ok:
+        print_report(report)
+        return USER_ERROR
+    bundle = load_bundle(project.run.model)
+    for notice in bundle.notices:
+        print(notice, file=sys.stderr)
+    bar = FitBar()
+    fit = fit_of(project.run, bundle, report, on_progress=bar.show)
+    bar.close()
+    print_fit(fit)
+    return 0 if fit.fits else USER_ERROR
 
 
 def _sample(options: argparse.Namespace) -> int:

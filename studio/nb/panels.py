@@ -23,7 +23,7 @@ from studio.core.simpletuner import read_project
 from studio.core.train.job import TrainJob
 from studio.core.types import DatasetReport
 from studio.view.plots import draw_buckets, draw_loss, figure_png
-from studio.view.progress import attention_line, progress_line
+from studio.view.progress import attention_line, fit_line, progress_line
 from studio.view.sheets import dataset_sheet
 from studio.view.verdicts import ICONS, by_gravity, summary_parts
 from studio.view.words import Language, Words, words
@@ -113,6 +113,8 @@ def sample_panel(
                 reason = event.attention_reason.rstrip(".")
                 kind, seconds = w(f"chip.{event.attention}"), w.number(event.seconds, 1)
                 line.value = escape(w("sample.done", attention=kind, reason=reason, seconds=seconds))
+                if not event.is_batched:
+                    line.value += f"<br>{escape(w('sample.done_one_by_one'))}"
             else:
                 bar.max, bar.value = event.num_steps, event.step
     return bundle
@@ -122,6 +124,10 @@ def _draw_run(snapshot: RunSnapshot, status: widgets.HTML, chart: widgets.Image,
     state = f"<b>{escape(w(f'state.{snapshot.state.value}'))}</b> {escape(progress_line(snapshot, w))}"
     if line := attention_line(snapshot, w):
         state += f"<br>{escape(line)}"
+    if line := fit_line(snapshot, w):
+        state += f"<br>{escape(line)}"
+    for notice in snapshot.started.notices if snapshot.started else ():
+        state += f"<br>{escape(notice)}"
     failure = snapshot.failure
     status.value = f"{state}<br>{escape(failure.message)} <b>{escape(failure.remedy)}</b>" if failure else state
     chart.value = figure_png(draw_loss(snapshot.losses, w, num_steps=snapshot.num_steps))

@@ -10,9 +10,10 @@ import numpy as np
 
 from studio.core.errors import StudioError
 from studio.core.runlog import RunSnapshot, RunState
+from studio.core.train.fit import Fit
 from studio.core.types import DatasetReport, Issue, Pair, Severity
 from studio.view.plots import PAGE, draw_buckets, draw_loss, figure_svg
-from studio.view.progress import attention_line, progress_line
+from studio.view.progress import attention_line, fit_line, fit_rows, fit_verdict, progress_line
 from studio.view.sheets import first_frames, picture_uri, start_picture
 from studio.view.verdicts import ICONS, Kind, Verdict, by_gravity, summary_parts, verdict_of
 from studio.view.words import Words
@@ -186,6 +187,26 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     return f"<dl class='facts'>{cells}</dl>"
 
 
+def fit_card(fit: Fit, w: Words) -> str:
+    """What a step of each bucket takes, whether that fits, and what would make it fit."""
+    heading, *rows = fit_rows(fit, w)
+    head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in heading)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    verdict = fit_verdict(fit, w)
+    return (
+        f"<h3 class='heading'>{escape(w('fit.title'))}</h3>"
+        f"<table class='fit'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        + (note(verdict) if fit.fits else _warning(verdict, fit.change, w))
+    )
+
+
+def _warning(text: str, remedy: str | None, w: Words) -> str:
+    """What is amiss but stops nothing, and what to do."""
+    mend = f" <span class='remedy' {_core_text(w)}>{escape(remedy)}</span>" if remedy else ""
+    icon = f"<span class='icon kind-mend' aria-hidden='true'>{ICONS['mend']}</span>"
+    return f"<p class='warning' role='status'>{icon}{escape(text)}{mend}</p>"
+
+
 def run_status(name: str, snapshot: RunSnapshot, is_ours: bool, w: Words) -> str:
     """State, progress and, if it failed, why and what to do."""
     state = snapshot.state
@@ -196,6 +217,11 @@ def run_status(name: str, snapshot: RunSnapshot, is_ours: bool, w: Words) -> str
     ]
     if line := attention_line(snapshot, w):
         parts.append(note(line))
+    if line := fit_line(snapshot, w):
+        parts.append(note(line))
+    if snapshot.fit and not snapshot.fit.fits and state.is_live:
+        parts.append(_warning(w("fit.warning"), snapshot.fit.change, w))
+    parts += [note(notice) for notice in (snapshot.started.notices if snapshot.started else ())]
     if snapshot.failure:
         parts.append(failure(StudioError(snapshot.failure.message, snapshot.failure.remedy), w))
     if state is RunState.INTERRUPTED:

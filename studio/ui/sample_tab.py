@@ -279,6 +279,7 @@ def render_views(
         w("sample.done_steps", steps=settings.num_inference_steps),
         w("sample.done_guidance", guidance=f"{settings.guidance_scale:g}"),
         w("sample.done_seed", seed=request.seed),
+        *([] if last.is_batched else [w("sample.done_one_by_one")]),
     ]
     yield _View(markup.results(lines), **{name: str(result.path) for name, result in done.items()})
 

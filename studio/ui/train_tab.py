@@ -48,6 +48,8 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             plan = gr.HTML(markup.empty_state(w("train.empty")), elem_id="plan")
+            fit = gr.HTML(elem_id="fit")
+            measure = gr.Button(w("train.measure"), size="sm", visible=False, elem_id="measure")
             with gr.Group(visible=False) as settings:
                 with gr.Row():
                     steps = gr.Number(
@@ -74,19 +76,31 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
     def show_plan(target: str | None) -> list[Any]:
         opened = workshop.opened.get(target or "")
         if opened is None:
-            return [gr.skip()] * (3 + len(fields))
+            return [gr.skip()] * (5 + len(fields))
         run = opened.project.run
         values = [planned_steps(run, opened), run.optim.learning_rate, run.lora.rank]
         values += [run.data.train_batch_size, run.seed]
         can_start = opened.report.is_ok and opened.num_ready > 0
-        return [_plan(workshop, opened, values[0], values[3], values[2], w), gr.update(visible=True), *values,
+        shown = gr.update(visible=True)
+        return [_plan(workshop, opened, values[0], values[3], values[2], w), "", shown, shown, *values,
                 gr.skip() if workshop.is_training else gr.update(interactive=can_start)]  # fmt: skip
 
     def update_plan(target: str | None, *values: Any) -> Any:
         opened = workshop.opened.get(target or "")
         if opened is None or None in values:
-            return gr.skip()
-        return _plan(workshop, opened, values[0], values[3], values[2], w)
+            return gr.skip(), gr.skip()
+        return _plan(workshop, opened, values[0], values[3], values[2], w), ""
+
+    def measure_fit(target: str | None, *values: Any, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+        def say(done: int, total: int) -> None:
+            progress((done, total), w("train.measuring", done=done, total=total))
+
+        progress(0, w("sample.loading"))
+        try:
+            config, report = _config(workshop, target, values, w)
+            return markup.fit_card(workshop.measure(config, report, say), w)
+        except StudioError as error:
+            return markup.failure(error, w)
 
     def watch(last: Any, in_log: bool) -> list[Any]:
         run = workshop.current_run()
@@ -130,7 +144,8 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     for field in fields:
-        field.change(update_plan, [path, *fields], plan, queue=False, **quiet)
+        field.change(update_plan, [path, *fields], [plan, fit], queue=False, **quiet)
+    measure.click(measure_fit, [path, *fields], fit, concurrency_id="gpu", api_visibility="private")
     looking: Any = ([seen, log], watched)
     main.click(press, [path, *fields], [message, main, timer], **quiet).then(watch, *looking, queue=False, **quiet)
     again.click(start_anew, [path, *fields], [message, timer], **quiet).then(watch, *looking, queue=False, **quiet)
@@ -138,7 +153,7 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
     log.input(watch, *looking, queue=False, **quiet)
     return TrainTab(
         plan=show_plan,
-        plan_outputs=[plan, settings, *fields, main],
+        plan_outputs=[plan, fit, measure, settings, *fields, main],
         watch=watch,
         watch_inputs=[seen, log],
         watch_outputs=watched,

@@ -14,8 +14,10 @@ from studio.core.data.dataset import training_pairs
 from studio.core.data.decode import extract_start_frames
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
+from studio.core.model.memory import release
 from studio.core.runlog import RunFolder, can_continue, list_runs
 from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
+from studio.core.train.fit import Fit, fit_of
 from studio.core.train.job import TrainJob
 from studio.core.types import DatasetReport
 from studio.ui.settings import AppSettings
@@ -120,10 +122,11 @@ class Workshop:
         """The loaded checkpoint; one is kept, and that of the live run. Raises CheckpointError or DeviceError."""
         with self._loading:
             if model not in self._bundles:
-                loaded = load_bundle(model)
                 training = self._trained if self.is_training else None
+                # Before the next one is loaded: the device may have no room for two.
                 self._bundles = {known: held for known, held in self._bundles.items() if known == training}
-                self._bundles[model] = loaded
+                release()
+                self._bundles[model] = load_bundle(model)
             return self._bundles[model]
 
     def current_run(self) -> RunFolder | None:
@@ -153,6 +156,12 @@ class Workshop:
     def train(self, config: RunConfig, report: DatasetReport) -> RunFolder:
         """Starts a run. Raises DatasetError or JobAlreadyRunning."""
         return self._start(TrainJob(config, lambda: self.bundle(config.model), report=report), config.model)
+
+    def measure(self, config: RunConfig, report: DatasetReport, progress: Progress) -> Fit:
+        """What a run would take. Raises StudioError."""
+        if self.is_training:
+            raise JobAlreadyRunning("A run is being trained already.", "Wait until it ends, or stop it.")
+        return fit_of(config, self.bundle(config.model), report, on_progress=progress)
 
     def resume(self, run: RunFolder) -> RunFolder:
         """Takes a run up again, with its own configuration. Raises StudioError."""

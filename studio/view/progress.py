@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from studio.core.events import FitPredicted
 from studio.core.runlog import RunSnapshot, RunState
+from studio.core.train.fit import Fit
 from studio.view.words import Words
 
 
@@ -23,8 +25,65 @@ def progress_line(snapshot: RunSnapshot, w: Words) -> str:
     if snapshot.num_steps:
         parts.append(w("progress.step", step=snapshot.step, total=snapshot.num_steps))
     if snapshot.state.is_live and snapshot.seconds_per_step is not None:
-        digits = 2 if snapshot.seconds_per_step < 1 else 1
-        parts.append(w("progress.speed", seconds=w.number(snapshot.seconds_per_step, digits)))
+        parts.append(w("progress.speed", seconds=pace(snapshot.seconds_per_step, w)))
     if snapshot.seconds_left is not None:
         parts.append(w("progress.left", time=w.duration(snapshot.seconds_left)))
     return " · ".join(parts)
+
+
+def fit_line(snapshot: RunSnapshot, w: Words) -> str:
+    """What was predicted of the run, and beside it, once it has ended, what it took; empty where neither is known."""
+    if snapshot.fit is None:
+        return ""
+    predicted = prediction(snapshot.fit, w)
+    actual = reality(snapshot.peak_bytes, snapshot.seconds_per_step, w)
+    return f"{predicted}; {actual}." if actual else f"{predicted}."
+
+
+def prediction(fit: FitPredicted, w: Words) -> str:
+    """`Predicted 41.2 of 80.0 GiB for 93f 480x832, 12.1 s a step, attention is kept for the backward pass`."""
+    parts = [w("fit.predicted", peak=gib(fit.peak_bytes, w), capacity=gib(fit.capacity_bytes, w), bucket=fit.worst)]
+    if fit.seconds_per_step is not None:
+        parts.append(w("fit.pace", seconds=pace(fit.seconds_per_step, w)))
+    parts.append(w("fit.keeps") if fit.keeps_attention else w("fit.recomputes"))
+    return ", ".join(parts)
+
+
+def reality(peak_bytes: int | None, seconds_per_step: float | None, w: Words) -> str:
+    """`actual 40.8 GiB, 12.3 s`; empty where memory is not known."""
+    if peak_bytes is None:
+        return ""
+    parts = [w("fit.actual", peak=gib(peak_bytes, w))]
+    if seconds_per_step is not None:
+        parts.append(w("fit.actual_pace", seconds=pace(seconds_per_step, w)))
+    return ", ".join(parts)
+
+
+def fit_verdict(fit: Fit, w: Words) -> str:
+    """Whether a measured run fits, with the numbers of its worst bucket."""
+    worst = fit.worst
+    if worst.peak_bytes is None or fit.capacity_bytes is None:
+        return w("fit.gpu_only")
+    numbers = {"peak": gib(worst.peak_bytes, w), "capacity": gib(fit.capacity_bytes, w), "bucket": str(worst.bucket)}
+    return w("fit.fits", **numbers) if fit.fits else w("fit.too_large", **numbers)
+
+
+def fit_rows(fit: Fit, w: Words) -> list[tuple[str, ...]]:
+    """The table of a fit, heading first: size, clips of an epoch, batch size, seconds a step, GiB."""
+    rows = [(w("fit.size"), w("fit.clips"), w("fit.batch"), w("fit.seconds"), w("fit.memory"))]
+    for bucket in fit.buckets:
+        seconds = "-" if bucket.seconds is None else pace(bucket.seconds, w)
+        memory = "-" if bucket.peak_bytes is None else gib(bucket.peak_bytes, w)
+        clips = bucket.num_batches * bucket.batch_size
+        rows.append((str(bucket.bucket), str(clips), str(bucket.batch_size), seconds, memory))
+    return rows
+
+
+def gib(size: float, w: Words) -> str:
+    """Bytes as GiB, without the unit."""
+    return w.number(size / 2**30, 1)
+
+
+def pace(seconds: float, w: Words) -> str:
+    """Seconds of a step, without the unit."""
+    return w.number(seconds, 2 if seconds < 1 else 1)

@@ -10,6 +10,7 @@ from studio.core.events import (
     CacheProgress,
     CheckpointSaved,
     DenoiseStep,
+    FitPredicted,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -19,7 +20,9 @@ from studio.core.events import (
     StepDone,
     TrainEvent,
 )
+from studio.core.train.fit import Fit
 from studio.core.types import DatasetReport, Issue, Severity
+from studio.view.progress import fit_rows, fit_verdict, prediction, reality
 from studio.view.verdicts import summary_parts, verdict_of
 from studio.view.words import words
 
@@ -58,6 +61,33 @@ def _print_issue(issue: Issue) -> None:
     write(f"    {SIGNS[issue.severity]} {issue.message} {issue.remedy}".rstrip())
 
 
+def print_fit(fit: Fit) -> None:
+    """The table of a fit, its verdict, and the change that makes it fit."""
+    w = words("en")
+    rows = fit_rows(fit, w)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        write("  ".join((row[0].ljust(widths[0]), *numbers)))
+    write(f"{fit_verdict(fit, w)} {fit.change or ''}".rstrip())
+
+
+class FitBar:
+    """Shows how many sizes are measured."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(desc="measuring", unit="size")
+
+    def show(self, done: int, total: int) -> None:
+        """Moves the bar."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()
+
+
 class TrainBar:
     """Shows the events of a run as they come."""
 
@@ -72,8 +102,15 @@ class TrainBar:
                     f"{event.num_pairs} clips, {event.num_steps} steps on {event.device} in {event.dtype}; "
                     f"{event.attention} attention ({event.attention_reason})"
                 )
+                for notice in event.notices:
+                    write(notice)
             case CacheProgress():
                 self._move("latents", event.done, event.total)
+            case FitPredicted():
+                self._close()
+                write(f"{prediction(event, words('en'))}.")
+                if not event.fits:
+                    write(f"{words('en')('fit.warning')} {event.change or ''}".rstrip())
             case StepDone():
                 self._move("training", event.step, event.num_steps, loss=f"{event.loss:.4f}")
             case SampleSaved():
@@ -83,6 +120,8 @@ class TrainBar:
             case RunFinished() | RunStopped():
                 self._close()
                 write(f"LoRA after step {event.step}: {event.lora}")
+                if actual := reality(event.peak_bytes, event.seconds_per_step, words("en")):
+                    write(f"{actual[:1].upper()}{actual[1:]} a step.")
             case RunFailed():
                 self._close()
                 write(f"Failed after step {event.step}: {event.message} {event.remedy}")
@@ -120,3 +159,5 @@ class SampleBar:
         if self._bar is not None:
             self._bar.close()
         write(f"{event.path} in {event.seconds:.1f} s, {event.attention} attention ({event.attention_reason})")
+        if not event.is_batched:
+            write(words("en")("sample.done_one_by_one"))

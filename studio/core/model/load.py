@@ -25,6 +25,8 @@ from studio.core.errors import CheckpointError, DeviceError
 from studio.core.geometry import Grid, GridSpec
 from studio.core.model.attention import AttentionChoice, AttentionUsed, choose_attention
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
+from studio.core.model.loading_room import room_for_weights
+from studio.core.model.memory import free_bytes, is_out_of_memory, memory_errors
 from studio.core.model.placement import place
 from studio.core.model.pointwise import choose_pointwise
 from studio.core.model.swap import BlockSwap
@@ -88,10 +90,20 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
         CheckpointError: a part is missing, a tensor is missing, extra or of another shape, or the text encoder's
             width is not the transformer's.
         DeviceError: a device is not here, or cannot do what was asked.
+        OutOfMemory: the device has too little memory; says the cheapest change that fits.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     folder = resolve_folder(config.source)
+
+    def remedy() -> str:
+        return room_for_weights(read_shapes(folder / "dit"), config, device, free_bytes(device), dtype.itemsize)
+
+    with memory_errors("The device ran out of memory while the model was loaded.", remedy):
+        return _load(config, folder, device, dtype)
+
+
+def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> ModelBundle:
     dit: LongCatVideoTransformer3DModel = _load_checked(LongCatVideoTransformer3DModel, folder / "dit", dtype)
     vae: AutoencoderKLWan = _load_checked(AutoencoderKLWan, folder / "vae", dtype)
     encoder = _load_text_encoder(folder / "text_encoder", dtype, dit.config["caption_channels"])
@@ -205,6 +217,8 @@ def _named(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
             f"The checkpoint part {folder.name} cannot be loaded: {first}", "Copy that folder again."

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 from studio.core.config import BasePrecision, RunConfig
+from studio.core.data.dataset import BatchSampler, training_pairs
+from studio.core.errors import DatasetError
 from studio.core.geometry import GridSpec
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.load import ModelBundle
@@ -27,6 +29,7 @@ from studio.core.model.memory import (
     block_bytes,
     capacity,
     is_out_of_memory,
+    memory_errors,
     num_swapped,
     release,
     tensor_bytes,
@@ -45,8 +48,9 @@ from studio.core.train.estimate import (
     peak_bytes,
     working_by_formula,
 )
+from studio.core.train.learner import attach, detach
 from studio.core.train.step import NUM_START_LATENTS, Batch, training_loss
-from studio.core.types import Bucket
+from studio.core.types import Bucket, DatasetReport
 
 MOST_MEASURED = 3
 """Buckets that are measured, the largest; the others are in proportion."""
@@ -352,6 +356,33 @@ def measure_fit(
         dit.keep_attention = True
         measurements = measure_all()
     return predict(measurements, batches, limit)
+
+
+def fit_of(
+    config: RunConfig,
+    bundle: ModelBundle,
+    report: DatasetReport,
+    *,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Fit:
+    """The fit of a run that is not started: its adapter is put on, and taken off again.
+
+    Raises:
+        DatasetError: no pair is ready.
+        JobAlreadyRunning: an adapter is in training on this transformer.
+    """
+    pairs = training_pairs(report, config)
+    if not pairs:
+        raise DatasetError("No clip is ready to train on.", "Check the dataset, and mend what it lists.")
+    batches = BatchSampler(pairs, config.data, config.seed).batches
+    bucket, batch_size = largest_first(batches)[0]
+    said = f"The device ran out of memory before a step of {bucket} with batch size {batch_size} could be measured."
+    with bundle.lock, memory_errors(said, lambda: remedy_for_step(config, bundle, None, bucket, batch_size)):
+        parameters = attach(config, bundle)
+        try:
+            return measure_fit(config, bundle, parameters, batches, on_progress=on_progress)
+        finally:
+            detach(bundle)
 
 
 def largest_first(batches: Mapping[tuple[Bucket, int], int]) -> list[tuple[Bucket, int]]:
