@@ -15,6 +15,7 @@ from studio.core.config import (
     ValidationConfig,
 )
 from studio.core.data.check import check_dataset
+from studio.core.model.load import load_bundle
 from studio.core.train.job import run_inline
 
 
@@ -68,6 +69,12 @@ def report(config):
 def run(tiny_bundle):
     """run(config, **arguments of run_inline): the folder of a run on the tiny checkpoint."""
     return lambda config, **arguments: run_inline(config, lambda: tiny_bundle, **arguments)
+
+
+@pytest.fixture(scope="session")
+def cuda_bundle():
+    """The tiny checkpoint on a GPU."""
+    return load_bundle(ModelConfig(source="tiny", device="cuda"))
 
 
 @pytest.fixture

@@ -45,7 +45,8 @@ def _candidates(now: Setup, sizes: Sizes) -> Iterator[Setup]:
     frugal = _frugal(now)
     if frugal != now:
         yield frugal
-    yield from _swapped(now, sizes)
+    if now.is_checkpointed:
+        yield from _swapped(now, sizes)
     yield from _swapped(frugal, sizes)
     for batch_size in range(now.batch_size - 1, 0, -1):
         yield from _swapped(replace(frugal, batch_size=batch_size), sizes)
