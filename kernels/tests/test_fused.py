@@ -1,6 +1,6 @@
 """The fused kernels against the plain PyTorch that each stands for, values and gradients.
 
-On a GPU in bf16, fp16 and fp32; under TRITON_INTERPRET=1 in fp32 on the CPU (`test_triton_interpreter.py`).
+On a GPU in bf16, fp16 and fp32; under TRITON_INTERPRET=1 in fp32 and fp16 on the CPU (`test_triton_interpreter.py`).
 Bounds: fp32 differs by the order of sums; in 16 bits both round at the same places, so that few numbers differ at all.
 """
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() or IS_INTERPRETED), reason="needs a CUDA device or Triton's interpreter"
 )
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
-TYPES = [torch.float32] if IS_INTERPRETED else [torch.bfloat16, torch.float16, torch.float32]
+TYPES = [torch.float32, torch.float16] if IS_INTERPRETED else [torch.bfloat16, torch.float16, torch.float32]
 BOUND = {torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 5e-4}
 EPS = 1e-6
 
@@ -50,9 +50,10 @@ def plain_norm(x, weight):
 
 
 def plain_rotate(x, cos, sin):
-    pairs = x.float().unflatten(-1, (-1, 2))
+    exact = x.float()
+    pairs = exact.unflatten(-1, (-1, 2))
     turned = torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1).flatten(-2)
-    return (x.float() * cos + turned * sin).to(x.dtype)
+    return (exact * cos + turned * sin).to(x.dtype)
 
 
 def plain_self_heads(qkv, q_weight, k_weight, rotary, num_held, before=None):

@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton", minversion="3.6")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
-from video_bsa import gather, hopper, invert, portable, rank  # noqa: E402
+from video_bsa import fused, fused_kernels, gather, hopper, invert, portable, rank  # noqa: E402
 from video_bsa.tiles import BIG_BLOCK_TILE, FP32_TILE, TILES  # noqa: E402
 
 ASSEMBLERS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -43,7 +43,7 @@ def compile_kernel(kernel, target, *, number="bf16", num_warps=4, num_stages=1, 
         elif name.startswith("grid"):
             signature[name] = ("i32", "i32", "i32")
         else:
-            signature[name] = "fp32" if name.startswith("scale") else "i32"
+            signature[name] = "fp32" if name.startswith(("scale", "eps", "largest")) else "i32"
     values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
     source = GluonASTSource if kernel.is_gluon() else ASTSource
     compiled = triton.compile(
@@ -67,7 +67,7 @@ def _descriptor(number, shape, *, swizzle, bits):
 
 def _pointer(name, number):
     whole = {"indices", "counts", "queries", "starts", "clock", "listed", "sizes", "order"}
-    exact = {"lse", "stats", "means", "scores"}
+    exact = {"lse", "stats", "means", "scores", "shift", "scale", "gate", "cos", "sin", "columns"}
     stem = name.removesuffix("_ptr")
     return "*i32" if stem in whole else "*fp32" if stem in exact else f"*{number}"
 
@@ -127,3 +127,25 @@ def test_the_passes_around_the_attention_compile(target):
     compile_kernel(invert._mark_kernel, target, number="i8", WIDTH=256, num_warps=1)
     for fills in (False, True):
         compile_kernel(invert._column_kernel, target, number="i8", FILL=fills, ROWS=32, COLS=128)
+
+
+@pytest.mark.parametrize("target", [80, 90, 120])
+@pytest.mark.parametrize("number", ["bf16", "fp32"])
+def test_the_fused_kernels_compile_without_a_spill(target, number):
+    rows = {"ROWS": fused.ROWS, "BLOCK": 4096, "num_warps": 8}
+    heads = {"N": 32, "D": 128, "BLOCK_N": 32, "BLOCK_D": 128, "num_warps": 4}
+    for kernel, flags in (
+        (fused_kernels.modulated_norm_kernel, {**rows, "ONE_PLUS": True}),
+        (fused_kernels.modulated_norm_backward_kernel, {**rows, "ONE_PLUS": True}),
+        (fused_kernels.add_gated_kernel, {**rows, "GATED": True, "HAS_X": True}),
+        (fused_kernels.add_gated_kernel, {**rows, "GATED": False, "HAS_X": True}),
+        (fused_kernels.head_norm_kernel, {**heads, "ROTATE": True}),
+        (fused_kernels.head_norm_kernel, {**heads, "ROTATE": False}),
+        (fused_kernels.head_norm_backward_kernel, {**heads, "ROTATE": True, "PARTS": 3}),
+        (fused_kernels.head_norm_backward_kernel, {**heads, "ROTATE": False, "PARTS": 1}),
+        (fused_kernels.swiglu_kernel, {"BLOCK": fused.FLAT}),
+        (fused_kernels.swiglu_backward_kernel, {"BLOCK": fused.FLAT}),
+        (fused_kernels.quantise_rows_kernel, {"ROW": 16_384, "BY_COLUMN": True, "num_warps": 8}),
+    ):
+        _, spilt, _, _ = compile_kernel(kernel, target, number=number, **flags)
+        assert spilt == 0, kernel

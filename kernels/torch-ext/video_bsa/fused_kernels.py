@@ -85,6 +85,22 @@ def add_gated_kernel(
 
 
 @triton.jit
+def _angles(cos_ptr, sin_ptr, position, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Cosines and sines of a position, one for each pair [1, D / 2]: both numbers of a pair have the same."""
+    pairs = 2 * tl.arange(0, BLOCK_D // 2)
+    cos = tl.load(cos_ptr + position * D + pairs, mask=pairs < D, other=0.0)
+    sin = tl.load(sin_ptr + position * D + pairs, mask=pairs < D, other=0.0)
+    return cos[None, :], sin[None, :]
+
+
+@triton.jit
+def _rotate(x, cos, sin, N: tl.constexpr, D: tl.constexpr):
+    """Pairs of x [N, D] turned by their angles."""
+    even, odd = tl.split(tl.reshape(x, [N, D // 2, 2]))
+    return tl.reshape(tl.join(even * cos - odd * sin, odd * cos + even * sin), [N, D])
+
+
+@triton.jit
 def head_norm_kernel(
     x_ptr, q_weight_ptr, k_weight_ptr, cos_ptr, sin_ptr, q_ptr, k_ptr, v_ptr, x_stride, tokens, before, eps,
     N: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, ROTATE: tl.constexpr,
@@ -107,21 +123,13 @@ def head_norm_kernel(
         tl.store(v_ptr + row * (N * D) + offsets, x, mask=mask)
     else:
         weight_ptr = q_weight_ptr if part == 0 else k_weight_ptr
-        x = x.to(tl.float32)
-        inverse = tl.rsqrt(tl.sum(x * x, 1) / D + eps)[:, None]
+        exact = x.to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(exact * exact, 1) / D + eps)[:, None]
         weight = tl.load(weight_ptr + dims, mask=dims < D, other=0.0).to(q_ptr.dtype.element_ty)[None, :]
-        out = ((x * inverse).to(q_ptr.dtype.element_ty) * weight).to(q_ptr.dtype.element_ty)
+        out = ((exact * inverse).to(q_ptr.dtype.element_ty) * weight).to(q_ptr.dtype.element_ty)
         if ROTATE:
-            beside = offsets + 1 - 2 * (dims % 2)[None, :]
-            other = tl.load(here + beside, mask=mask, other=0.0).to(tl.float32)
-            weight = tl.load(weight_ptr + (dims + 1 - 2 * (dims % 2)), mask=dims < D, other=0.0)
-            weight = weight.to(q_ptr.dtype.element_ty)[None, :]
-            other = ((other * inverse).to(q_ptr.dtype.element_ty) * weight).to(q_ptr.dtype.element_ty).to(tl.float32)
-            turned = tl.where((dims % 2 == 0)[None, :], -other, other)
-            position = (token - sample * tokens + before) * D + dims
-            cos = tl.load(cos_ptr + position, mask=dims < D, other=0.0)[None, :]
-            sin = tl.load(sin_ptr + position, mask=dims < D, other=0.0)[None, :]
-            out = (out.to(tl.float32) * cos + turned * sin).to(q_ptr.dtype.element_ty)
+            cos, sin = _angles(cos_ptr, sin_ptr, token - sample * tokens + before, D, BLOCK_D)
+            out = _rotate(out.to(tl.float32), cos, sin, BLOCK_N, BLOCK_D).to(q_ptr.dtype.element_ty)
         if part == 0:
             tl.store(q_ptr + token.to(tl.int64) * (N * D) + offsets, out, mask=mask)
         else:
@@ -149,7 +157,6 @@ def head_norm_backward_kernel(
     sample = (token // tokens).to(tl.int64)
     row = token - (token // tokens) * tokens
     is_held = row < held
-    beside = dims + 1 - 2 * (dims % 2)
     number = dx_ptr.dtype.element_ty
     at = (token.to(tl.int64) * PARTS + part) * (N * D) + heads[:, None] * D + dims[None, :]
     if part == 0:
@@ -157,28 +164,22 @@ def head_norm_backward_kernel(
         early = sample * dq_held_strides[0] + row.to(tl.int64) * dq_held_strides[2]
         early += heads[:, None] * dq_held_strides[1]
         grad = _of_queries(dq_ptr + late, dq_held_ptr + early, dims, mask, is_held)
-        other = _of_queries(dq_ptr + late, dq_held_ptr + early, beside, mask, is_held)
     elif part == 1:
         late = sample * dk_strides[0] + row.to(tl.int64) * dk_strides[2] + heads[:, None] * dk_strides[1]
         early = sample * dk_held_strides[0] + row.to(tl.int64) * dk_held_strides[2]
         early += heads[:, None] * dk_held_strides[1]
         grad = _of_keys(dk_ptr + late, dk_held_ptr + early, dims, mask, is_held, number)
-        other = _of_keys(dk_ptr + late, dk_held_ptr + early, beside, mask, is_held, number)
     else:
         late = sample * dv_strides[0] + row.to(tl.int64) * dv_strides[2] + heads[:, None] * dv_strides[1]
         early = sample * dv_held_strides[0] + row.to(tl.int64) * dv_held_strides[2]
         early += heads[:, None] * dv_held_strides[1]
         grad = _of_keys(dv_ptr + late, dv_held_ptr + early, dims, mask, is_held, number)
-        other = grad
     if part == 2:
         tl.store(dx_ptr + at, grad.to(number), mask=mask)
     else:
         if ROTATE:
-            position = row * D + dims
-            cos = tl.load(cos_ptr + position, mask=dims < D, other=0.0)[None, :]
-            sin = tl.load(sin_ptr + position, mask=dims < D, other=0.0)[None, :]
-            turned = tl.where((dims % 2 == 0)[None, :], -other, other)
-            grad = (grad * cos - turned * sin).to(number).to(tl.float32)
+            cos, sin = _angles(cos_ptr, sin_ptr, row, D, BLOCK_D)
+            grad = _rotate(grad, cos, -sin, BLOCK_N, BLOCK_D).to(number).to(tl.float32)
         weight_ptr = q_weight_ptr if part == 0 else k_weight_ptr
         weight = tl.load(weight_ptr + dims, mask=dims < D, other=0.0).to(number).to(tl.float32)[None, :]
         x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)

@@ -34,8 +34,7 @@ class Fp8Linear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., N] of [..., K], in the type of the input."""
-        out = _Fp8Product.apply(input.flatten(0, -2), self.weight, self.scale, self.bias)
-        return out.unflatten(0, input.shape[:-1])  # pyright: ignore[reportAttributeAccessIssue]
+        return _Fp8Product.apply(input, self.weight, self.scale, self.bias)  # pyright: ignore[reportReturnType]
 
 
 def quantise_linear_fp8(linear: nn.Linear) -> nn.Linear:
@@ -57,21 +56,23 @@ def quantise_rows(x_MK: torch.Tensor, columns_K: torch.Tensor | None = None) -> 
 class _Fp8Product(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_MK: torch.Tensor, weight_NK: torch.Tensor, scale_N: torch.Tensor, bias_N: torch.Tensor | None
+        ctx: Any, x: torch.Tensor, weight_NK: torch.Tensor, scale_N: torch.Tensor, bias_N: torch.Tensor | None
     ) -> torch.Tensor:
         ctx.save_for_backward(weight_NK, scale_N)
-        return _multiply(*quantise_rows(x_MK), weight_NK, scale_N, bias_N, x_MK.dtype)
+        out = _multiply(*quantise_rows(x.flatten(0, -2)), weight_NK, scale_N, bias_N, x.dtype)
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         weight_NK, scale_N = ctx.saved_tensors
-        grad_MN = grads[0]
+        grad_MN = grads[0].flatten(0, -2)
         # The scale of an output lies along the sum here, so it goes to the gradient.
         rounded, scale_M1 = quantise_rows(grad_MN, scale_N)
         # The units take both operands along the sum only: a copy of the weight, small beside the product.
         weight_KN = weight_NK.view(torch.uint8).t().contiguous().view(FP8)
         ones_K = scale_N.new_ones(weight_NK.shape[1])
-        return _multiply(rounded, scale_M1, weight_KN, ones_K, None, grad_MN.dtype), None, None, None
+        dx = _multiply(rounded, scale_M1, weight_KN, ones_K, None, grad_MN.dtype)
+        return dx.view(*grads[0].shape[:-1], -1), None, None, None
 
 
 def _multiply(

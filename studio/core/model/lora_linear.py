@@ -22,10 +22,8 @@ class LoraLinear(Linear):
         name = self._only_adapter(x) if not (args or kwargs) else None
         if name is None:
             return super().forward(x, *args, **kwargs)
-        rows = x.flatten(0, -2)
-        out = self.base_layer(x).flatten(0, -2)
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _AddLora.apply(out, rows, a, b, self.scaling[name]).unflatten(0, x.shape[:-1])  # pyright: ignore
+        return _AddLora.apply(self.base_layer(x), x, a, b, self.scaling[name])  # pyright: ignore
 
     def _only_adapter(self, x: torch.Tensor) -> str | None:
         """The one adapter that is on, where the fast way knows all that it asks for."""
@@ -43,26 +41,29 @@ class _AddLora(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, out_MN: torch.Tensor, x_MK: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scaling: float
+        ctx: Any, out: torch.Tensor, x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        inner_MR = scaling * _times(x_MK, a_RK.float().t())
+        inner_MR = scaling * _times(x.flatten(0, -2), a_RK.float().t())
         ctx.scaling = scaling
-        ctx.save_for_backward(x_MK, a_RK, b_NR, inner_MR)
-        ctx.mark_dirty(out_MN)
-        return _add_product(out_MN, inner_MR, b_NR.float().t())
+        ctx.save_for_backward(x, a_RK, b_NR, inner_MR)
+        ctx.mark_dirty(out)
+        left, right = _both_split(inner_MR, b_NR.float().t())
+        # Not `flatten`, which may copy: this must be the memory of `out`.
+        out.view(-1, out.shape[-1]).addmm_(left, right)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        x_MK, a_RK, b_NR, inner_MR = ctx.saved_tensors
-        grad_MN = grads[0].contiguous()
+        x, a_RK, b_NR, inner_MR = ctx.saved_tensors
+        grad_MN, x_MK = grads[0].flatten(0, -2).contiguous(), x.flatten(0, -2)
         grad_MR = ctx.scaling * _times(grad_MN, b_NR.float())
         dx = None
         if ctx.needs_input_grad[1]:
             left, right = _both_split(grad_MR, a_RK.float())
-            dx = left @ right
+            dx = (left @ right).view(x.shape)
         da = _times(x_MK.t(), grad_MR).t()
         db = _times(grad_MN.t(), inner_MR)
-        return grad_MN, dx, da.to(a_RK.dtype), db.to(b_NR.dtype), None
+        return grads[0], dx, da.to(a_RK.dtype), db.to(b_NR.dtype), None
 
 
 def _split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,8 +83,3 @@ def _both_split(left_MR: torch.Tensor, right_RN: torch.Tensor) -> tuple[torch.Te
     """bf16 [M, 3R] and [3R, N] whose product is that of the two fp32 factors, but for the 2^-16 of low times low."""
     (left_high, left_low), (right_high, right_low) = _split(left_MR), _split(right_RN)
     return torch.cat((left_high, left_low, left_high), dim=1), torch.cat((right_high, right_high, right_low))
-
-
-def _add_product(out_MN: torch.Tensor, left_MR: torch.Tensor, right_RN: torch.Tensor) -> torch.Tensor:
-    left, right = _both_split(left_MR, right_RN)
-    return out_MN.addmm_(left, right)
