@@ -1,5 +1,6 @@
 """Swap, offload and checkpointing give the numbers of a resident model, bit for bit; eight bits give nearly them."""
 
+import gc
 from contextlib import contextmanager
 
 import pytest
@@ -272,11 +273,14 @@ def test_on_a_gpu_the_levers_change_no_bit_in_training_and_sampling(lever, preci
 @needs_cuda
 def test_on_a_gpu_a_swapped_model_takes_less_of_it():
     def taken(**fields):
+        gc.collect()
         before = torch.cuda.memory_allocated()
         bundle = load(**fields)
         latents(bundle)
         return torch.cuda.memory_allocated() - before
 
+    # The first run also takes what libraries keep for themselves.
+    taken()
     whole = taken()
     assert taken(blocks_to_swap=7) < 0.7 * whole
     assert taken(group_offload=True) < 0.5 * whole
