@@ -166,3 +166,32 @@ def test_a_start_frame_of_another_shape_is_cropped_not_squeezed(tiny_bundle, req
     list(sample(replace(request_, start_frame=wide, num_inference_steps=2), tiny_bundle, tmp_path / "wide.mp4"))
     first = frames_of(tmp_path / "wide.mp4")[0].astype(float)
     assert 10 * np.log10(255**2 / np.square(first - request_.start_frame).mean()) > 27
+
+
+def test_two_prompts_one_after_the_other_give_the_video_of_both_in_one_batch(tiny_bundle, request_):
+    bundle = tiny_bundle
+    held = encode_video(bundle.vae, frames_to_video(request_.start_frame[None]), torch.Generator().manual_seed(0))
+    noise = torch.randn(1, held.shape[1], 5, *held.shape[3:], generator=torch.Generator().manual_seed(1))
+
+    def last(is_batched, noise=noise):
+        texts = [bundle.prompt_encoder.encode([text] * len(noise)) for text in (request_.prompt, "")]
+        *_, latents = denoise(
+            bundle.dit, bundle.scheduler, noise=noise, held=held, prompt=texts[0], negative=texts[1], num_steps=2,
+            guidance_scale=3.0, is_batched=is_batched,
+        )  # fmt: skip
+        return latents
+
+    error = (last(True) - last(False)).norm() / last(True).norm()
+    assert error < 1e-5
+    two = torch.cat((noise, noise))
+    assert (last(True, two)[0] - last(False, two)[1]).norm() / last(True).norm() < 1e-5
+
+
+def test_a_video_says_that_its_prompts_ran_one_after_the_other(tiny_bundle, request_, tmp_path, monkeypatch):
+    small = replace(request_, height=64, width=64, num_frames=5, num_inference_steps=1, guidance_scale=2.0)
+    together = list(sample(small, tiny_bundle, tmp_path / "together.mp4"))[-1]
+    monkeypatch.setattr("studio.core.sample.sampler.has_room_for_both", lambda _bundle, _size: False)
+    apart = list(sample(small, tiny_bundle, tmp_path / "apart.mp4"))[-1]
+    assert (together.is_batched, apart.is_batched) == (True, False)
+    assert "guidance_batched" not in read_settings(together.path)
+    assert read_settings(apart.path)["guidance_batched"] is False

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -106,21 +106,28 @@ def block_bytes(dit: LongCatVideoTransformer3DModel) -> int:
     return sum(tensor_bytes(tensor) for name, tensor in tensors if ".lora_" not in name)
 
 
-@contextmanager
-def memory_errors(message: str, remedy: Callable[[], str]) -> Iterator[None]:
+def memory_errors(message: str, remedy: Callable[[], str]) -> AbstractContextManager[None]:
     """Inside, memory that runs out becomes OutOfMemory(message, remedy()) and everything that the work held is freed.
 
     `remedy` is asked after that. An OutOfMemory from further inside passes: it knows more.
     """
-    try:
-        yield
-        return
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
+    return _MemoryErrors(message, remedy)
+
+
+class _MemoryErrors(AbstractContextManager[None]):
+    """A class, because the frames of a generator's context manager would go on to hold the first traceback."""
+
+    def __init__(self, message: str, remedy: Callable[[], str]) -> None:
+        self._message = message
+        self._remedy = remedy
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        del trace
+        if error is None or not is_out_of_memory(error):
+            return
         _let_go(error)
-    release()
-    raise OutOfMemory(message, remedy()) from None
+        release()
+        raise OutOfMemory(self._message, self._remedy()) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

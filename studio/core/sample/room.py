@@ -8,6 +8,11 @@ from studio.core.geometry import round_to_grid
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import NOTHING_HELPS, cache_bytes, forward_bytes, free_bytes, freed_by_swap, swap_for
 
+LEAST_MISSING = 0.2
+"""Share of what is needed that is taken to be missing at least: where memory ran out, an estimate that says otherwise
+was wrong.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VideoSize:
@@ -36,10 +41,10 @@ def needed_bytes(bundle: ModelBundle, size: VideoSize, *, num_prompts: int = 1) 
 def room_for_sample(bundle: ModelBundle, size: VideoSize) -> str:
     """The cheapest change after denoising has run out of memory: swap, fewer frames, or a smaller size."""
     free, needed = free_bytes(bundle.device), needed_bytes(bundle, size)
+    least = round(LEAST_MISSING * needed)
     if free is None:
-        return _smaller(bundle, size, needed // 2)
-    # Where the estimate says that it fits, it was wrong: then a quarter more.
-    missing = max(needed - free, needed // 4)
+        return _smaller(bundle, size, needed - least)
+    missing = max(needed - free, least)
     room = needed - missing + max(0, freed_by_swap(bundle.dit, len(bundle.dit.blocks) - 1))
     return swap_for(bundle.dit, missing) or _smaller(bundle, size, room)
 

@@ -87,6 +87,9 @@ def _smaller_somehow(now: Setup, grid: GridSpec) -> Iterator[Setup]:
     fewer = grid.floor_frame_count(now.bucket.num_frames // 2)
     if fewer > 1:
         yield replace(now, bucket=replace(now.bucket, num_frames=fewer))
+    half = [round_to_grid(side / 2, grid.pixel_multiple) for side in (now.bucket.height, now.bucket.width)]
+    if half != [now.bucket.height, now.bucket.width]:
+        yield replace(now, bucket=replace(now.bucket, height=half[0], width=half[1]))
 
 
 def _difference(now: Setup, changed: Setup) -> str:
