@@ -11,8 +11,10 @@ import torch
 
 from studio.core.config import LoraSettings, ModelConfig
 from studio.core.errors import JobAlreadyRunning
+from studio.core.events import FitPredicted, RunStarted
 from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
+from studio.ui import markup
 from studio.ui.dataset_tab import _preview
 from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
@@ -117,3 +119,42 @@ def test_a_clip_that_was_changed_has_a_new_preview(make_workshop, project):
     state = pair.clip.path.stat()
     os.utime(pair.clip.path, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
     assert _preview(workshop, pair) != before
+
+
+def test_what_a_run_takes_is_measured_with_the_fields_of_the_page(make_workshop, project):
+    workshop = make_workshop()
+    opened = workshop.open(str(project))
+    config, report = _config(workshop, str(opened.path), (8, 1e-3, 2, 3, 1), words("en"))
+    config = replace(config, model=TINY)
+    progress = []
+    fit = workshop.measure(config, report, lambda *of: progress.append(of))
+    assert progress == [(1, 2), (2, 2)]
+    assert [f.batch_size for f in sorted(fit.buckets, key=lambda f: -f.batch_size)] == [3, 1]
+    shown = markup.fit_card(fit, words("es"))
+    assert "9f 64x64" in shown
+    assert "La memoria solo se mide en GPU." in shown
+    workshop.job = SimpleNamespace(is_alive=True)
+    with pytest.raises(JobAlreadyRunning):
+        workshop.measure(config, report, lambda *_: None)
+
+
+def test_a_run_that_is_too_large_is_warned_of_while_it_lives(make_workshop, project):
+    workshop = make_workshop()
+    opened = workshop.open(str(project))
+    run = RunFolder.create(workshop.output_dir, opened.project.run)
+    started = RunStarted(
+        num_steps=1, num_pairs=1, device="cuda", dtype="bfloat16", attention="dense", attention_reason="so it is",
+        notices=("musubi_blocks_to_swap 2 saves <no> memory.",),
+    )  # fmt: skip
+    fit = FitPredicted(
+        worst="93f 480x832", batch_size=1, peak_bytes=44 * 2**30, capacity_bytes=24 * 2**30, seconds_per_step=12.0,
+        fits=False, change="Set musubi_blocks_to_swap to 40.", keeps_attention=False, buckets=(),
+    )  # fmt: skip
+    with run.locked():
+        for event in (started, fit):
+            run.append(event)
+        shown = markup.run_status(run.name, run.snapshot(), True, words("en"))
+    assert "Predicted 44.0 of 24.0 GiB for 93f 480x832, 12.0 s a step" in shown
+    assert "This may run out of memory." in shown
+    assert "Set musubi_blocks_to_swap to 40." in shown
+    assert "saves &lt;no&gt; memory" in shown

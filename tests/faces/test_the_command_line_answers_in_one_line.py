@@ -57,3 +57,11 @@ def test_a_sample_in_little_memory_says_what_does_nothing_on_this_device(project
     assert out.exists()
     assert main([*arguments[:-1], str(tmp_path / "other.mp4"), "--swap", "-1"]) == 1
     assert capsys.readouterr().err.startswith("--swap is -1.")
+
+
+def test_fit_prints_what_a_step_of_each_size_takes(change, capsys):
+    assert main(["fit", str(change(train_batch_size=3))]) == 0
+    heading, *rows, verdict = capsys.readouterr().out.splitlines()
+    assert heading.split()[:3] == ["Size", "Clips", "Batch"]
+    assert sorted(row.split()[:4] for row in rows) == [["9f", "64x64", "1", "1"], ["9f", "64x64", "3", "3"]]
+    assert verdict == "Memory is measured on GPUs only."
