@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
 
     bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device")
+    bench.add_argument("parts", nargs="*", metavar="PART", help="speed, memory or fit; all when none is named")
     bench.set_defaults(run=_bench)
 
     ui = commands.add_parser("ui", help="open the app in the browser (default)")
@@ -197,10 +198,14 @@ def _sample(options: argparse.Namespace) -> int:
     return 0 if options.out.exists() else USER_ERROR
 
 
-def _bench(_: argparse.Namespace) -> int:
-    from studio.bench import run_bench
+def _bench(options: argparse.Namespace) -> int:
+    from studio.bench import PARTS, run_bench
+    from studio.core.errors import ConfigError
 
-    run_bench()
+    unknown = [part for part in options.parts if part not in PARTS]
+    if unknown:
+        raise ConfigError(f"The benchmark has no part {unknown[0]}.", f"Name some of {', '.join(PARTS)}, or none.")
+    run_bench(options.parts or PARTS)
     return 0
 
 

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
 
-from . import fused_kernels as kernels
+from . import fused_kernels
 
 EPS = 1e-6
 ROWS = 8
 """Rows of a frame that one program takes, for one load of their shift and scale."""
 FLAT = 1024
 """Numbers that one program takes of what has no rows."""
+
+kernels: Any = fused_kernels
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 """(q, k, v, q_held, k_held, v_held), each [B, N, tokens, D] and in memory [B, tokens, N, D]."""
@@ -280,7 +282,7 @@ def _head_norm_backward(
 def _split_heads(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_held: int) -> Heads:
     """`Heads` as views of [B, S, N, D]."""
     held = (x[:, :num_held].transpose(1, 2) for x in (q, k, v))
-    return q[:, num_held:].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *held
+    return cast(Heads, (q[:, num_held:].transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), *held))
 
 
 def _frame_stride(*rows_BT1E: torch.Tensor) -> int:

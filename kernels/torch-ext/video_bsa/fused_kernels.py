@@ -70,8 +70,7 @@ def add_gated_kernel(
     frame = tl.program_id(1)
     cols = tl.arange(0, BLOCK)
     inside = cols < width
-    if GATED:
-        gate = tl.load(gate_ptr + frame * frame_stride + cols, mask=inside, other=0.0)
+    gate = tl.load(gate_ptr + frame * frame_stride + cols, mask=inside & GATED, other=0.0)
     for step in range(ROWS):
         row = tl.program_id(0) * ROWS + step
         mask = inside & (row < rows_per_frame)

@@ -1,0 +1,146 @@
+"""The fast path beside the plain one: how far apart they are, and how much faster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from studio.bench.paths import (
+    Prepare,
+    Timing,
+    loss_of,
+    random_batch,
+    time_forward,
+    time_step,
+    use_fast_path,
+    use_plain_path,
+)
+from studio.core.assets import TINY
+from studio.core.config import LoraSettings, ModelConfig
+from studio.core.geometry import Grid
+from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.load import load_bundle
+from studio.core.model.lora import TRAINING, add_lora, remove_lora
+from studio.core.model.precision import quantise_blocks
+from studio.view.terminal import write
+
+SMALL = {"hidden_size": 64, "depth": 2, "num_heads": 4, "caption_channels": 32, "adaln_tembed_dim": 32}
+"""The shape of the golden tensors' transformer (`tests/model/golden`)."""
+
+
+def use_sparse_path(dit: LongCatVideoTransformer3DModel) -> None:
+    """The fast path with the published sparsity."""
+    use_fast_path(dit, "sparse")
+
+
+def compare_paths(device: torch.device) -> None:
+    """How far the fast path is from the plain one, forward and LoRA gradients, and how far bf16 itself is from fp32."""
+    write(
+        "\n| relative difference | fast, plain: velocity | LoRA gradients | plain in bf16, in fp32: velocity | LoRA gradients |"
+    )
+    write("|---|---|---|---|---|")
+    for name, make in (("2 blocks, random weights", _small_transformer), ("assets/tiny, 8 blocks", _tiny_transformer)):
+        exact = None
+        for dtype in (torch.float32, torch.bfloat16):
+            plain = _velocity_and_gradients(make(device, dtype), use_plain_path)
+            fast = _velocity_and_gradients(make(device, dtype), use_fast_path)
+            exact = exact or plain
+            cells = [_distance(f, p) for f, p in zip(fast, plain, strict=True)]
+            cells += [_distance(p, e) for p, e in zip(plain, exact, strict=True)]
+            write(f"| {name}, {str(dtype).removeprefix('torch.')} | {' | '.join(f'{cell:.1e}' for cell in cells)} |")
+
+
+def time_forwards(dit: LongCatVideoTransformer3DModel) -> None:
+    """The table of forwards in bf16."""
+    write("\n| forward | ms | of plain | GiB |\n|---|---|---|---|")
+    plain = None
+    rows: tuple[tuple[str, Prepare, bool], ...] = (
+        ("plain", use_plain_path, False),
+        ("exact", use_fast_path, False),
+        ("exact, conditioning latent cached", use_fast_path, True),
+        ("sparse 0.9375", use_sparse_path, False),
+        ("sparse 0.9375, conditioning latent cached", use_sparse_path, True),
+    )
+    for name, prepare, is_cached in rows:
+        prepare(dit)
+        timing = time_forward(dit, is_cached=is_cached)
+        plain = plain or timing
+        _write_row(name, timing, plain)
+
+
+def time_steps(dit: LongCatVideoTransformer3DModel) -> None:
+    """The table of LoRA steps, and then of forwards in fp8, in which `dit` is left."""
+    write("\n| LoRA step, rank 8 | ms | of plain | GiB |\n|---|---|---|---|")
+    use_plain_path(dit)
+    forward = time_forward(dit, repeats=1)
+    plain = time_step(dit, use_plain_path, keep_attention=False, repeats=1)
+    _write_row("plain", plain, plain)
+    _write_row("exact", time_step(dit, use_fast_path), plain)
+    _write_row("exact, attention recomputed", time_step(dit, use_fast_path, keep_attention=False, repeats=1), plain)
+    _write_row("sparse 0.9375", time_step(dit, use_sparse_path), plain)
+    device = dit.device
+    exact = _velocity(dit)
+    quantise_blocks(dit, "fp8-torchao", device)
+    nn.Module.to(dit, device)
+    _write_row("sparse 0.9375, fp8 base", time_step(dit, use_sparse_path), plain)
+    write("\n| forward, fp8 linears | ms | of plain | GiB |\n|---|---|---|---|")
+    for prepare, name in ((use_fast_path, "dense"), (use_sparse_path, "sparse 0.9375")):
+        for is_cached in (False, True):
+            prepare(dit)
+            timing = time_forward(dit, is_cached=is_cached)
+            _write_row(f"{name}, conditioning latent cached" if is_cached else name, timing, forward)
+    write(f"\nVelocity in fp8 against bf16, random weights, dense: {_distance(_velocity(dit), exact):.1e}")
+
+
+@torch.inference_mode()
+def _velocity(dit: LongCatVideoTransformer3DModel) -> torch.Tensor:
+    """What a small video gets, dense."""
+    use_fast_path(dit)
+    batch = random_batch(dit, Grid(5, 32, 32))
+    return dit(batch.latents, torch.full((1,), 500.0, device=dit.device), batch.text, batch.text_mask)
+
+
+def _small_transformer(device: torch.device, dtype: torch.dtype) -> LongCatVideoTransformer3DModel:
+    torch.manual_seed(0)
+    dit = LongCatVideoTransformer3DModel(**cast(Any, SMALL)).requires_grad_(False).eval()
+    for name, module in dit.named_modules():
+        if not any(part in dit._keep_in_fp32_modules for part in name.split(".")):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+    nn.Module.to(dit, device)
+    return dit
+
+
+def _tiny_transformer(device: torch.device, dtype: torch.dtype) -> LongCatVideoTransformer3DModel:
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    return load_bundle(ModelConfig(source=TINY, device=str(device), dtype=name, attention="dense")).dit
+
+
+def _velocity_and_gradients(dit: LongCatVideoTransformer3DModel, prepare: Prepare) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of one training step with a LoRA of random numbers: of a fresh one half the gradients are zero."""
+    parameters = add_lora(dit, LoraSettings(), seed=0)
+    _fill(parameters)
+    prepare(dit)
+    velocity, loss = loss_of(dit, random_batch(dit, Grid(5, 16, 16), text_tokens=64))
+    loss.backward()
+    gradients = torch.cat([cast(torch.Tensor, parameter.grad).flatten() for parameter in parameters])
+    remove_lora(dit, TRAINING)
+    return velocity, gradients
+
+
+def _fill(parameters: Iterable[nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for parameter in parameters:
+        parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+
+
+def _write_row(name: str, timing: Timing, plain: Timing) -> None:
+    share = timing.seconds / plain.seconds
+    write(f"| {name} | {1000 * timing.seconds:,.0f} | {share:.2f} | {timing.peak_bytes / 2**30:.1f} |")
