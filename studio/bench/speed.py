@@ -38,9 +38,8 @@ def use_sparse_path(dit: LongCatVideoTransformer3DModel) -> None:
 
 def compare_paths(device: torch.device) -> None:
     """How far the fast path is from the plain one, forward and LoRA gradients, and how far bf16 itself is from fp32."""
-    write(
-        "\n| relative difference | fast, plain: velocity | LoRA gradients | plain in bf16, in fp32: velocity | LoRA gradients |"
-    )
+    write("\nRelative differences: fast against plain, and for scale plain in this type against plain in fp32")
+    write("\n| transformer | fast: velocity | LoRA gradients | plain: velocity | LoRA gradients |")
     write("|---|---|---|---|---|")
     for name, make in (("2 blocks, random weights", _small_transformer), ("assets/tiny, 8 blocks", _tiny_transformer)):
         exact = None

@@ -355,6 +355,8 @@ def measure_fit(
     if config.model.keep_attention is None and decide_keep_attention(measurements, limit):
         dit.keep_attention = True
         measurements = measure_all()
+    # What the measuring left in PyTorch's store is cut to its own sizes.
+    release()
     return predict(measurements, batches, limit)
 
 
