@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -20,11 +21,13 @@ from studio.core.events import (
     StepDone,
     TrainEvent,
 )
-from studio.core.train.fit import Fit
 from studio.core.types import DatasetReport, Issue, Severity
 from studio.view.progress import fit_rows, fit_verdict, prediction, reality
 from studio.view.verdicts import summary_parts, verdict_of
 from studio.view.words import words
+
+if TYPE_CHECKING:
+    from studio.core.train.fit import Fit
 
 SIGNS = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTICE: "i"}
 

@@ -60,7 +60,8 @@ class _Fp8Product(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(weight_NK, scale_N)
         out = _multiply(*quantise_rows(x.flatten(0, -2)), weight_NK, scale_N, bias_N, x.dtype)
-        return out.view(*x.shape[:-1], -1)
+        # No view for autograd, so that an adapter may add to it in place.
+        return torch.ops.aten._unsafe_view(out, (*x.shape[:-1], out.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
