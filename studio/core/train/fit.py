@@ -217,10 +217,9 @@ def _measure_blocks(
     count: int,
     device: torch.device,
 ) -> tuple[float, int] | None:
-    """(seconds, bytes above what was allocated before) of a step over `count` blocks; None when memory runs out."""
+    """(seconds, peak bytes) of a step over `count` blocks; None when memory runs out."""
     was_training = dit.training
     dit.train()
-    before = allocated_bytes(device) or 0
     try:
         with shortened(dit, count), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             _step(dit, parameters, batch, device)
@@ -230,7 +229,7 @@ def _measure_blocks(
             if seconds[0] <= SLOW_SECONDS:
                 seconds.append(_step(dit, parameters, batch, device))
             peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-        return median(seconds), peak - before
+        return median(seconds), peak
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -300,12 +299,16 @@ def _beyond(few: tuple[int, int], values: Sequence[float]) -> float | None:
 
 
 def _measured_bytes(guess: StepBytes, few: tuple[int, int], peaks: Sequence[int]) -> StepBytes:
-    """Working and kept bytes of two peaks; of one peak, with what a block keeps by formula."""
+    """Working and kept bytes of two peaks; of one peak, with what a block keeps by formula.
+
+    What libraries took for themselves in the first step is in both peaks, and so in the working bytes.
+    """
     if not peaks:
         return guess
-    if len(peaks) == 1:
-        return replace(guess, working=max(0, peaks[0] - few[0] * guess.kept))
-    return replace(guess, working=round(_beyond(few, peaks) or 0), kept=round(_per_block(few, peaks) or 0))
+    above = [peak - guess.allocated for peak in peaks]
+    if len(above) == 1:
+        return replace(guess, working=max(0, above[0] - few[0] * guess.kept))
+    return replace(guess, working=round(_beyond(few, above) or 0), kept=round(_per_block(few, above) or 0))
 
 
 def _copy_seconds(num_bytes: int, device: torch.device) -> float:
