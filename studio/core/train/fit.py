@@ -151,8 +151,9 @@ def measure_bucket(
     """
     batch = _random_batch(dit, bucket, batch_size, grid, text_length, device)
     guess = guess_bucket(
-        dit, parameters, bucket, batch_size=batch_size, device=device, grid=grid, base_precision=base_precision
-    )
+        dit, parameters, bucket, batch_size=batch_size, device=device, grid=grid, base_precision=base_precision,
+        is_checkpointed=dit.gradient_checkpointing,
+    )  # fmt: skip
     few = _few(guess.sizes)
     measured: list[tuple[float, int]] = []
     for count in few:
@@ -180,13 +181,14 @@ def guess_bucket(
     device: torch.device,
     grid: GridSpec,
     base_precision: BasePrecision,
+    is_checkpointed: bool,
 ) -> Measurement:
     """What is known without a measurement, of a step that is too much for the device even with few blocks."""
     sizes = sizes_of(dit, parameters, device, grid)
     swapped = num_swapped(dit)
     # Swap leaves one block where it is, group offload none; both recompute what they move.
     is_offloaded = swapped == sizes.depth
-    is_checkpointed = dit.gradient_checkpointing or is_offloaded
+    is_checkpointed = is_checkpointed or is_offloaded
     setup = Setup(
         bucket=bucket,
         batch_size=batch_size,
@@ -406,10 +408,9 @@ def remedy_for_step(config: RunConfig, bundle: ModelBundle, fit: Fit | None, buc
         return fit.change_after_failure(bucket, batch_size) or NOTHING_HELPS
     guess = guess_bucket(
         bundle.dit, (), bucket, batch_size=batch_size, device=bundle.device, grid=bundle.grid,
-        base_precision=config.model.base_precision,
+        base_precision=config.model.base_precision, is_checkpointed=config.model.gradient_checkpointing,
     )  # fmt: skip
-    setup = replace(guess.setup, is_checkpointed=guess.setup.is_checkpointed or config.model.gradient_checkpointing)
-    return cheapest_change(replace(guess, setup=setup), setup, capacity(bundle.device)) or NOTHING_HELPS
+    return cheapest_change(guess, guess.setup, capacity(bundle.device)) or NOTHING_HELPS
 
 
 def decide_keep_attention(measurements: Sequence[Measurement], capacity_bytes: int | None) -> bool:
