@@ -101,7 +101,8 @@ def compare(function, plain, tensors, *rest, dtype):
     results = []
     for call in (function, plain):
         inputs = [x.clone().requires_grad_() for x in tensors]
-        outputs = call(*inputs, *rest)
+        # Not the leaves themselves: SwiGLU writes over what it was given.
+        outputs = call(*(x.clone() for x in inputs), *rest)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         weights = [normal(*out.shape, dtype=out.dtype, seed=7 + i) for i, out in enumerate(outputs)]
         loss = sum((out.float() * weight.float()).sum() for out, weight in zip(outputs, weights, strict=True))
@@ -159,6 +160,14 @@ def test_heads_of_cross_attention_and_swiglu(dtype):
     compare(fused.cross_heads, plain_cross_heads, [q], weight, dtype=dtype)
     a, b = normal(3, 700, dtype=dtype), normal(3, 700, dtype=dtype, seed=1)
     compare(fused.swiglu, plain_swiglu, [a, b], dtype=dtype)
+
+
+def test_swiglu_is_differentiated_once():
+    a, b = normal(5, 8).requires_grad_() * 1, normal(5, 8, seed=1).requires_grad_() * 1
+    out = fused.swiglu(a, b)
+    out.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 def test_gradients_of_attention_arrive_in_any_memory_order():

@@ -101,7 +101,9 @@ def cross_heads(q_BSND: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
 
 
 def swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """SiLU(a) * b."""
+    """SiLU(a) * b. The backward pass, of which there can be one, writes the gradients of a and b over them: they are
+    the largest tensors of a layer, and a second pair of them would be the peak of its memory.
+    """
     return _SwiGLU.apply(a.contiguous(), b.contiguous())  # pyright: ignore
 
 
@@ -222,12 +224,13 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         a, b = ctx.saved_tensors
-        da, db = torch.empty_like(a), torch.empty_like(b)
         with _on_device(a):
             kernels.swiglu_backward_kernel[(triton.cdiv(a.numel(), FLAT),)](
-                a, b, grads[0].contiguous(), da, db, a.numel(), BLOCK=FLAT
+                a, b, grads[0].contiguous(), a.numel(), BLOCK=FLAT
             )
-        return da, db
+        # Whoever wants them again, a second backward pass for one, gets an error instead of wrong numbers.
+        torch.autograd.graph.increment_version((a, b))
+        return a.detach(), b.detach()
 
 
 def _add(

@@ -214,8 +214,8 @@ def swiglu_kernel(a_ptr, b_ptr, out_ptr, count, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def swiglu_backward_kernel(a_ptr, b_ptr, grad_ptr, da_ptr, db_ptr, count, BLOCK: tl.constexpr):
-    """Gradients of a and b."""
+def swiglu_backward_kernel(a_ptr, b_ptr, grad_ptr, count, BLOCK: tl.constexpr):
+    """Writes the gradients of a and b over them."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     a = tl.load(a_ptr + at, mask=at < count, other=0.0).to(tl.float32)
     b = tl.load(b_ptr + at, mask=at < count, other=0.0)
@@ -223,8 +223,8 @@ def swiglu_backward_kernel(a_ptr, b_ptr, grad_ptr, da_ptr, db_ptr, count, BLOCK:
     gate = 1 / (1 + tl.exp(-a))
     silu = (a * gate).to(b.dtype)
     of_silu = (grad * b).to(tl.float32)
-    tl.store(da_ptr + at, (of_silu * gate * (1 + a * (1 - gate))).to(b.dtype), mask=at < count)
-    tl.store(db_ptr + at, grad * silu, mask=at < count)
+    tl.store(a_ptr + at, (of_silu * gate * (1 + a * (1 - gate))).to(b.dtype), mask=at < count)
+    tl.store(b_ptr + at, grad * silu, mask=at < count)
 
 
 @triton.jit

@@ -79,23 +79,20 @@ def _swap_device(config: ModelConfig, device: torch.device) -> torch.device:
 
 
 def offload_layers(dit: LongCatVideoTransformer3DModel, device: torch.device) -> None:
-    """Every linear waits in main memory and is on `device` for its own call; the next is fetched meanwhile (diffusers).
+    """Every linear waits in main memory and is on `device` for its own call (diffusers).
 
-    At leaf level, because LoRA layers that come later are then no part of it and stay on the device. Norms, which
+    At leaf level, because LoRA layers that come later are then no part of it and stay on the device. Without streams:
+    diffusers fetches ahead in the order of a forward only, and checkpointing runs blocks in the other. Norms, which
     are small and read without a call of their own, are there all the time. As weights are gone after their call, all
     blocks are marked as swapped, so that they are checkpointed in training.
     """
-    has_streams = device.type == "cuda"
     norms = [m for m in dit.modules() if m._parameters and not isinstance(m, nn.Linear | nn.Conv3d)]
     with _set_aside(norms):
-        dit.enable_group_offload(
-            device, offload_type="leaf_level", use_stream=has_streams, record_stream=has_streams
-        )  # fmt: skip
+        dit.enable_group_offload(device, offload_type="leaf_level")
     for norm in norms:
         nn.Module.to(norm, device)
     for block in cast(list[DitBlock], dit.blocks):
         block.is_swapped = True
-    _run_once(dit, device)
 
 
 @contextmanager
@@ -109,12 +106,3 @@ def _set_aside(modules: list[nn.Module]) -> Iterator[None]:
     finally:
         for module, parameters in zip(modules, kept, strict=True):
             module._parameters.update(parameters)
-
-
-@torch.no_grad()
-def _run_once(dit: LongCatVideoTransformer3DModel, device: torch.device) -> None:
-    """One forward of the smallest video: diffusers learns the order in which to fetch layers from the first."""
-    _, rows, columns = dit.patch
-    latents = torch.zeros(1, dit.config["in_channels"], 1, rows, columns, device=device)
-    text = torch.zeros(1, 1, 1, dit.config["caption_channels"], device=device)
-    dit(latents, torch.zeros(1, device=device), text)
