@@ -253,6 +253,22 @@ def load(device="cuda", **fields):
     return load_bundle(ModelConfig(source="tiny", device=device, dtype="bf16", **fields))
 
 
+def test_an_adapter_that_comes_and_goes_leaves_the_offload_as_it_was():
+    bundle = load_bundle(ModelConfig(source="tiny", device="cpu"))
+    expected = latents(bundle)
+    offload_layers(bundle.dit, CPU)
+
+    def hooked():
+        return [name for name, module in bundle.dit.named_modules() if hasattr(module, "_diffusers_hook")]
+
+    before = hooked()
+    assert "blocks.0.attn.qkv" in before
+    for _ in range(2):
+        step(bundle, checkpointing=True)
+        assert hooked() == before
+    assert torch.equal(latents(bundle), expected)
+
+
 @needs_cuda
 @pytest.mark.parametrize(
     "precision",

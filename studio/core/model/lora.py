@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils.peft_utils import delete_adapter_layers, recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -55,11 +56,15 @@ def add_lora(dit: LongCatVideoTransformer3DModel, settings: LoraSettings, *, see
 
 
 def remove_lora(dit: LongCatVideoTransformer3DModel, name: str) -> None:
-    """Takes the adapter off, if it is on."""
-    if name in adapter_names(dit):
-        dit.delete_adapters(name)
-        if not adapter_names(dit):
-            dit.unload_lora()
+    """Takes the adapter off, if it is on.
+
+    As diffusers does it, without its second step: that would set group offload up anew, over everything.
+    """
+    if name not in adapter_names(dit):
+        return
+    delete_adapter_layers(dit, name)
+    if not adapter_names(dit):
+        recurse_remove_peft_layers(dit)
 
 
 def adapter_names(dit: LongCatVideoTransformer3DModel) -> tuple[str, ...]:

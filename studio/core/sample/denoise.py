@@ -46,13 +46,13 @@ def denoise(
     texts = [negative, prompt] if is_guided else [prompt]
     if is_batched:
         texts = [_joined(texts)]
-    with torch.inference_mode():
+    with torch.no_grad():
         held_velocity, cache = dit(held, torch.zeros(len(held), device=held.device), None, return_kv=True)
     if is_guided and is_batched and len(held) > 1:
         cache = [(k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in cache]
     set_schedule(scheduler, num_steps, distilled=distilled)
     for timestep in cast(torch.Tensor, scheduler.timesteps):
-        with torch.inference_mode():
+        with torch.no_grad():
             velocity = torch.cat([_velocity(dit, latents, timestep, text, cache) for text in texts])
             if is_guided:
                 uncond, cond = velocity.chunk(2)
