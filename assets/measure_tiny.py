@@ -3,6 +3,7 @@
 python assets/measure_tiny.py                       # the checkpoint: start frame, motion, shape and colour, seconds
 python assets/measure_tiny.py --lora LORA           # the effect before and after, and the base's own motions after
 python assets/measure_tiny.py --attention sparse    # the same under block-sparse attention; --sparsity sets another
+python assets/measure_tiny.py --precision fp8-torchao   # the same with the base model in eight bits; or int8-quanto
 python assets/measure_tiny.py --layers              # what the lists of every layer share, and the attention they keep
 python assets/measure_tiny.py --plot assets/sparsity.png    # dense and sparse videos of the same seeds, compared
 """
@@ -16,12 +17,13 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from studio.core.config import ModelConfig
+from studio.core.config import BasePrecision, ModelConfig
 from studio.core.data.shapes import (
     BASE_MOTIONS,
     COLORS,
@@ -205,12 +207,14 @@ def main() -> None:
     parser.add_argument("--lora", type=Path, help="the demo's LoRA")
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--attention", choices=("dense", "sparse"), default="dense")
+    parser.add_argument("--precision", choices=get_args(BasePrecision), default="no_change")
     parser.add_argument("--sparsity", type=float, help="another than the checkpoint's")
     parser.add_argument("--layers", action="store_true", help="print the table of layers instead")
     parser.add_argument("--plot", type=Path, help="draw PSNR over sparsity into this file instead")
     arguments = parser.parse_args()
     is_sparse = arguments.attention == "sparse" or arguments.layers
-    bundle = load_bundle(ModelConfig(source=arguments.model, attention="sparse" if is_sparse else "dense"))
+    attention = "sparse" if is_sparse else "dense"
+    bundle = load_bundle(ModelConfig(source=arguments.model, attention=attention, base_precision=arguments.precision))
     choice: AttentionChoice = bundle.attention
     if arguments.sparsity is not None:
         choice = replace(choice, sparsity=arguments.sparsity)

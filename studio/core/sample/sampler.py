@@ -154,6 +154,9 @@ def render(
             is_batched=is_batched,
         )
         for step, latents in enumerate(loop, start=1):  # noqa: B007 the last latents are the video
+            if bundle.device.type == "cuda":
+                # Queued work would make a bar run ahead of what is done.
+                torch.cuda.synchronize(bundle.device)
             now = time.perf_counter()
             yield DenoiseStep(step=step, num_steps=settings.num_inference_steps, seconds=now - tick)
             tick = now

@@ -52,8 +52,8 @@ from studio.core.train.learner import attach, detach
 from studio.core.train.step import NUM_START_LATENTS, Batch, training_loss
 from studio.core.types import Bucket, DatasetReport
 
-MOST_MEASURED = 3
-"""Buckets that are measured, the largest; the others are in proportion."""
+MOST_MEASURED = 8
+"""Buckets that are measured, the largest, a few seconds each at full size; the others are in proportion."""
 FEW_BLOCKS = (2, 4)
 """How many of the first blocks are measured."""
 SLOW_SECONDS = 2.0
