@@ -110,8 +110,8 @@ def _render(dit: LongCatVideoTransformer3DModel, encoder: Any, device: torch.dev
                 steps.append(event.seconds)
     total, last = time.perf_counter() - started, steps[-1]
     write(
-        f"\nA sample of two steps with guidance in 16 GiB, bf16, all but one block swapped, tiles: {total:.1f} s, of which "
-        f"the second step {last:.1f}; {torch.cuda.max_memory_allocated() / GIB:.1f} GiB allocated, "
+        f"\nA sample of two steps with guidance in 16 GiB, bf16, all but one block swapped, tiles: {total:.1f} s, "
+        f"the second step {last:.1f} of them; {torch.cuda.max_memory_allocated() / GIB:.1f} GiB allocated, "
         f"{torch.cuda.max_memory_reserved() / GIB:.1f} with what PyTorch held in reserve\n"
     )
 
