@@ -187,8 +187,8 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     return f"<dl class='facts'>{cells}</dl>"
 
 
-def fit_card(fit: Fit, w: Words) -> str:
-    """What a step of each bucket takes, whether that fits, and what would make it fit."""
+def fit_card(fit: Fit, num_steps: int | None, w: Words) -> str:
+    """What a step of each bucket and all steps take, whether that fits, and what would make it fit."""
     heading, *rows = fit_rows(fit, w)
     head = "".join(f"<th scope='col'>{escape(cell)}</th>" for cell in heading)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
@@ -197,7 +197,14 @@ def fit_card(fit: Fit, w: Words) -> str:
         f"<h3 class='heading'>{escape(w('fit.title'))}</h3>"
         f"<table class='fit'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
         + (note(verdict) if fit.fits else _warning(verdict, fit.change, w))
+        + _all_steps(fit, num_steps, w)
     )
+
+
+def _all_steps(fit: Fit, num_steps: int | None, w: Words) -> str:
+    if num_steps is None or fit.seconds_per_step is None:
+        return ""
+    return note(w("fit.all_steps", steps=num_steps, time=w.duration(num_steps * fit.seconds_per_step)))
 
 
 def _warning(text: str, remedy: str | None, w: Words) -> str:

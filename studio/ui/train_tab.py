@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,16 +91,22 @@ def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML
             return gr.skip(), gr.skip()
         return _plan(workshop, opened, values[0], values[3], values[2], w), ""
 
-    def measure_fit(target: str | None, *values: Any, progress: gr.Progress = gr.Progress()) -> Any:  # noqa: B008
+    def measure_fit(
+        target: str | None,
+        *values: Any,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> Iterator[str]:
         def say(done: int, total: int) -> None:
             progress((done, total), w("train.measuring", done=done, total=total))
 
+        # The progress is drawn over what is there, and has the height of that.
+        yield "<div class='progress-room'></div>"
         progress(0, w("sample.loading"))
         try:
             config, report = _config(workshop, target, values, w)
-            return markup.fit_card(workshop.measure(config, report, say), w)
+            yield markup.fit_card(workshop.measure(config, report, say), config.optim.max_train_steps, w)
         except StudioError as error:
-            return markup.failure(error, w)
+            yield markup.failure(error, w)
 
     def watch(last: Any, in_log: bool) -> list[Any]:
         run = workshop.current_run()

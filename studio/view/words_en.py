@@ -144,6 +144,7 @@ TEXTS = {
     "fit.memory": "GiB",
     "fit.fits": "Fits: {peak} of {capacity} GiB for {bucket}.",
     "fit.too_large": "Too large: {peak} of {capacity} GiB for {bucket}.",
+    "fit.all_steps": "All {steps} steps: about {time}.",
     "fit.gpu_only": "Memory is measured on GPUs only.",
     "fit.predicted": "Predicted {peak} of {capacity} GiB for {bucket}",
     "fit.pace": "{seconds} s a step",

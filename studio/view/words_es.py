@@ -144,6 +144,7 @@ TEXTS = {
     "fit.memory": "GiB",
     "fit.fits": "Cabe: {peak} de {capacity} GiB con {bucket}.",
     "fit.too_large": "Demasiado grande: {peak} de {capacity} GiB con {bucket}.",
+    "fit.all_steps": "Los {steps} pasos: unos {time}.",
     "fit.gpu_only": "La memoria solo se mide en GPU.",
     "fit.predicted": "Previstos {peak} de {capacity} GiB con {bucket}",
     "fit.pace": "{seconds} s por paso",

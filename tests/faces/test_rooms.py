@@ -130,7 +130,7 @@ def test_what_a_run_takes_is_measured_with_the_fields_of_the_page(make_workshop,
     fit = workshop.measure(config, report, lambda *of: progress.append(of))
     assert progress == [(1, 2), (2, 2)]
     assert [f.batch_size for f in sorted(fit.buckets, key=lambda f: -f.batch_size)] == [3, 1]
-    shown = markup.fit_card(fit, words("es"))
+    shown = markup.fit_card(fit, None, words("es"))
     assert "9f 64x64" in shown
     assert "La memoria solo se mide en GPU." in shown
     workshop.job = SimpleNamespace(is_alive=True)
