@@ -30,6 +30,9 @@ from studio.view.terminal import write
 SMALL = {"hidden_size": 64, "depth": 2, "num_heads": 4, "caption_channels": 32, "adaln_tembed_dim": 32}
 """The shape of the golden tensors' transformer (`tests/model/golden`)."""
 
+LATENTS = Grid(5, 16, 16)
+"""Of the videos that the paths are compared on."""
+
 
 def use_sparse_path(dit: LongCatVideoTransformer3DModel) -> None:
     """The fast path with the published sparsity."""
@@ -41,14 +44,14 @@ def compare_paths(device: torch.device) -> None:
     write("\nRelative differences: fast against plain, and for scale plain in this type against plain in fp32")
     write("\n| transformer | fast: velocity | LoRA gradients | plain: velocity | LoRA gradients |")
     write("|---|---|---|---|---|")
-    for name, make in (("2 blocks, random weights", _small_transformer), ("assets/tiny, 8 blocks", _tiny_transformer)):
+    for name, make in (("2 blocks, random weights", small_transformer), ("assets/tiny, 8 blocks", _tiny_transformer)):
         exact = None
         for dtype in (torch.float32, torch.bfloat16):
-            plain = _velocity_and_gradients(make(device, dtype), use_plain_path)
-            fast = _velocity_and_gradients(make(device, dtype), use_fast_path)
+            plain = velocity_and_gradients(make(device, dtype), use_plain_path)
+            fast = velocity_and_gradients(make(device, dtype), use_fast_path)
             exact = exact or plain
-            cells = [_distance(f, p) for f, p in zip(fast, plain, strict=True)]
-            cells += [_distance(p, e) for p, e in zip(plain, exact, strict=True)]
+            cells = [distance(f, p) for f, p in zip(fast, plain, strict=True)]
+            cells += [distance(p, e) for p, e in zip(plain, exact, strict=True)]
             write(f"| {name}, {str(dtype).removeprefix('torch.')} | {' | '.join(f'{cell:.1e}' for cell in cells)} |")
 
 
@@ -91,7 +94,7 @@ def time_steps(dit: LongCatVideoTransformer3DModel) -> None:
             prepare(dit)
             timing = time_forward(dit, is_cached=is_cached)
             _write_row(f"{name}, conditioning latent cached" if is_cached else name, timing, forward)
-    write(f"\nVelocity in fp8 against bf16, random weights, dense: {_distance(_velocity(dit), exact):.1e}")
+    write(f"\nVelocity in fp8 against bf16, random weights, dense: {distance(_velocity(dit), exact):.1e}")
 
 
 @torch.inference_mode()
@@ -102,7 +105,8 @@ def _velocity(dit: LongCatVideoTransformer3DModel) -> torch.Tensor:
     return dit(batch.latents, torch.full((1,), 500.0, device=dit.device), batch.text, batch.text_mask)
 
 
-def _small_transformer(device: torch.device, dtype: torch.dtype) -> LongCatVideoTransformer3DModel:
+def small_transformer(device: torch.device, dtype: torch.dtype) -> LongCatVideoTransformer3DModel:
+    """Two blocks of random weights, always the same, in the types that a checkpoint is loaded in."""
     torch.manual_seed(0)
     dit = LongCatVideoTransformer3DModel(**cast(Any, SMALL)).requires_grad_(False).eval()
     for name, module in dit.named_modules():
@@ -118,12 +122,14 @@ def _tiny_transformer(device: torch.device, dtype: torch.dtype) -> LongCatVideoT
     return load_bundle(ModelConfig(source=TINY, device=str(device), dtype=name, attention="dense")).dit
 
 
-def _velocity_and_gradients(dit: LongCatVideoTransformer3DModel, prepare: Prepare) -> tuple[torch.Tensor, torch.Tensor]:
+def velocity_and_gradients(
+    dit: LongCatVideoTransformer3DModel, prepare: Prepare, grid: Grid = LATENTS
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Of one training step with a LoRA of random numbers: of a fresh one half the gradients are zero."""
     parameters = add_lora(dit, LoraSettings(), seed=0)
     _fill(parameters)
     prepare(dit)
-    velocity, loss = loss_of(dit, random_batch(dit, Grid(5, 16, 16), text_tokens=64))
+    velocity, loss = loss_of(dit, random_batch(dit, grid, text_tokens=64))
     loss.backward()
     gradients = torch.cat([cast(torch.Tensor, parameter.grad).flatten() for parameter in parameters])
     remove_lora(dit, TRAINING)
@@ -136,7 +142,8 @@ def _fill(parameters: Iterable[nn.Parameter]) -> None:
         parameter.data.copy_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
-def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative, by norms; `b` is the measure."""
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
