@@ -17,9 +17,12 @@ pytest.importorskip("triton", minversion="3.6")
 from video_bsa import fused  # noqa: E402
 
 IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    not (torch.cuda.is_available() or IS_INTERPRETED), reason="needs a CUDA device or Triton's interpreter"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() or IS_INTERPRETED), reason="needs a CUDA device or Triton's interpreter"
+    ),
+    *([] if IS_INTERPRETED else [pytest.mark.gpu]),
+]
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 TYPES = [torch.float32, torch.float16] if IS_INTERPRETED else [torch.bfloat16, torch.float16, torch.float32]
 BOUND = {torch.float32: 2e-6, torch.float16: 2e-4, torch.bfloat16: 5e-4}
@@ -144,7 +147,7 @@ def test_heads_of_self_attention(heads, width, num_held, dtype):
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_heads_behind_cached_keys(dtype):
-    qkv = normal(2, 9, 3, 4, 64, dtype=dtype)
+    qkv = normal(2, 9, 3, 64, 4, dtype=dtype).transpose(3, 4)
     weights = normal(64, dtype=dtype, seed=1), normal(64, dtype=dtype, seed=2)
     before = normal(1, 4, 5, 64, dtype=dtype), normal(1, 4, 5, 64, dtype=dtype, seed=3)
     angle = normal(14, 32).repeat_interleave(2, dim=-1)
@@ -192,6 +195,11 @@ def test_rows_in_fp8_keep_four_bits(width, by_column):
     assert out.dtype == torch.float8_e4m3fn
     assert (out.float() * scale - wanted).norm() / wanted.norm() < 0.04
     assert (out.float().abs().amax(1)[wanted.abs().amax(1) > 0] == 448).all()
+
+
+def test_a_parameter_is_not_overwritten():
+    with pytest.raises(ValueError, match="not a leaf"):
+        fused.swiglu(normal(4).requires_grad_(), normal(4))
 
 
 def test_a_gate_that_wants_a_gradient_is_refused():

@@ -145,6 +145,7 @@ def lora_in_training(
         yield parameters
     finally:
         dit.eval()
+        dit.keep_attention = False
         dit.disable_gradient_checkpointing()
         remove_lora(dit, TRAINING)
 

@@ -44,6 +44,8 @@ class ModelConfig:
     """Videos above 256 px are decoded in overlapping tiles: less memory, seams blended."""
 
     def __post_init__(self) -> None:
+        if self.blocks_to_swap < 0:
+            raise ConfigError(f"musubi_blocks_to_swap is {self.blocks_to_swap}.", "Use 0 or more.")
         if self.group_offload and self.blocks_to_swap:
             raise ConfigError(
                 f"enable_group_offload and musubi_blocks_to_swap {self.blocks_to_swap} cannot go together: both say "

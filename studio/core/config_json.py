@@ -46,13 +46,21 @@ def read_run_config(path: Path) -> RunConfig:
         ConfigError: no such file, not JSON, or a field that is unknown or of another type.
     """
     try:
-        return _build(RunConfig, json.loads(path.read_text(encoding="utf-8")), "")
+        return run_config_from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path.name} cannot be read: {error.strerror}.", "Choose the folder of a run.") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"{path.name} is not the configuration of a run: {error}.", "Start the run again from its project."
         ) from error
+
+
+def run_config_from_json(value: Any) -> RunConfig:
+    """The configuration that `run_config_to_json` gave; fields that are missing keep their defaults.
+
+    Raises ValueError or TypeError: a field is unknown or of another type.
+    """
+    return _build(RunConfig, value, "")
 
 
 def _plain(value: Any) -> Any:

@@ -146,6 +146,13 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
 def _model(reading: Reading, sections: Sections, folder: Path) -> ModelConfig:
     """The model; of memory settings that exclude one another, the group offload is left out."""
     source, fields = _model_source(reading, sections, folder), sections.get("model", {})
+    moves = fields.get("blocks_to_swap") or fields.get("group_offload")
+    if fields.get("keep_attention") and not moves and not fields.get("gradient_checkpointing", True):
+        key = "gradient_checkpointing_keep_attention"
+        reading.notice((key,), key, f"{key} does nothing without gradient_checkpointing: all is kept anyway.")
+    if "block_swap_device" in fields and not fields.get("blocks_to_swap"):
+        key = "musubi_block_swap_device"
+        reading.notice((key,), key, f"{key} does nothing without musubi_blocks_to_swap.")
     try:
         return ModelConfig(source=source, **fields)
     except ConfigError as error:

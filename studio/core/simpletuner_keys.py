@@ -181,7 +181,7 @@ _UNUSED: dict[str, Rule] = {
     "group_offload_type": Unused(
         "layers are offloaded one by one, so that those of the LoRA stay on the device", False, ("leaf_level",)
     ),
-    "group_offload_use_stream": Unused("layers are always fetched while others run", False, (True,)),
+    "group_offload_use_stream": Unused("layers are fetched one at a time, without streams", False, (False,)),
     "framerate": Unused("clips are taken at their own frame rate; the model plays 15 a second", False, (15,)),
     "report_to": Unused("nothing leaves this machine; the run folder holds every event", False, ("none",)),
     "push_to_hub": Unused("nothing leaves this machine", False, (False,)),

@@ -87,7 +87,16 @@ def test_offload_and_swap_together_are_an_error_that_names_both(read):
 
 
 def test_offload_is_by_layer_and_other_types_are_told_why(read):
-    model, (issue,) = read(enable_group_offload=True, group_offload_type="block_level", group_offload_use_stream=True)
+    model, issues = read(enable_group_offload=True, group_offload_type="block_level", group_offload_use_stream=True)
     assert model.group_offload
-    assert issue.subject == "group_offload_type"
-    assert "stay on the device" in issue.message
+    assert [issue.subject for issue in issues] == ["group_offload_type", "group_offload_use_stream"]
+    assert "stay on the device" in issues[0].message
+    assert "without streams" in issues[1].message
+
+
+def test_a_setting_that_has_nothing_to_work_on_is_pointed_out(read):
+    _, (kept, place) = read(
+        gradient_checkpointing=False, gradient_checkpointing_keep_attention=True, musubi_block_swap_device="cuda:1"
+    )
+    assert kept.subject == "gradient_checkpointing_keep_attention"
+    assert place.subject == "musubi_block_swap_device"

@@ -144,6 +144,17 @@ def test_resuming_under_other_settings_is_refused_with_the_difference(config, ru
     assert adapter_names(tiny_bundle.dit) == ()
 
 
+def test_a_checkpoint_from_before_a_setting_existed_is_resumed(config, run, with_optim):
+    folder = run(with_optim(config, max_train_steps=1))
+    state = folder.path / "checkpoints/step-000001/state.json"
+    written = json.loads(state.read_text())
+    del written["config"]["model"]["base_precision"], written["config"]["model"]["keep_attention"]
+    state.write_text(json.dumps(written))
+    run(with_optim(config, max_train_steps=2), resume=folder)
+    assert folder.state() is RunState.FINISHED
+    assert folder.snapshot().step == 2
+
+
 def test_a_run_is_made_longer_unless_that_changes_its_learning_rate(config, run, with_optim, tiny_bundle, report):
     folder = run(with_optim(config, max_train_steps=1))
     run(with_optim(config, max_train_steps=2), resume=folder)

@@ -91,7 +91,7 @@ def self_heads(
     q = qkv_BS3ND.new_empty(batch, tokens, heads, width)
     k, v = (qkv_BS3ND.new_empty(batch, num_before + tokens, heads, width) for _ in "kv")
     k[:, :num_before], v[:, :num_before] = before[0].transpose(1, 2), before[1].transpose(1, 2)
-    _launch_head_norm(qkv_BS3ND, q_weight_D, k_weight_D, *rotary, q, k, v, num_before)
+    _launch_head_norm(qkv_BS3ND.contiguous(), q_weight_D, k_weight_D, *rotary, q, k, v, num_before)
     return _split_heads(q, k, v, num_held)
 
 
@@ -103,7 +103,12 @@ def cross_heads(q_BSND: torch.Tensor, weight_D: torch.Tensor) -> torch.Tensor:
 def swiglu(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """SiLU(a) * b. The backward pass, of which there can be one, writes the gradients of a and b over them: they are
     the largest tensors of a layer, and a second pair of them would be the peak of its memory.
+
+    Raises:
+        ValueError: a or b is a parameter, or another leaf that wants a gradient.
     """
+    if any(x.is_leaf and x.requires_grad for x in (a, b)):
+        raise ValueError("swiglu writes gradients over what it is given; give it the output of a layer, not a leaf")
     return _SwiGLU.apply(a.contiguous(), b.contiguous())  # pyright: ignore
 
 

@@ -73,7 +73,7 @@ class _Fp8Product(torch.autograd.Function):
         weight_KN = weight_NK.view(torch.uint8).t().contiguous().view(FP8)
         ones_K = scale_N.new_ones(weight_NK.shape[1])
         dx = _multiply(rounded, scale_M1, weight_KN, ones_K, None, grad_MN.dtype)
-        return dx.view(*grads[0].shape[:-1], -1), None, None, None
+        return dx.view(*grads[0].shape[:-1], weight_NK.shape[1]), None, None, None
 
 
 def _multiply(

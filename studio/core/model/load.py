@@ -29,7 +29,6 @@ from studio.core.model.loading_room import room_for_weights
 from studio.core.model.memory import free_bytes, is_out_of_memory, memory_errors
 from studio.core.model.placement import place
 from studio.core.model.pointwise import choose_pointwise
-from studio.core.model.swap import BlockSwap
 from studio.core.model.text import PromptEncoder
 
 PARTS = {
@@ -68,8 +67,6 @@ class ModelBundle:
     attention: AttentionChoice
     device: torch.device
     dtype: torch.dtype
-    swap: BlockSwap | None = None
-    """The blocks that wait elsewhere and visit the device in turn."""
     notices: tuple[str, ...] = ()
     """What differs from what the configuration asked for, in sentences for whoever looks on."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -117,7 +114,7 @@ def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.
     dit.set_pointwise(ops)
     for module in (dit, vae, encoder):
         module.requires_grad_(False).eval()
-    swap, notices = place(dit, config, device)
+    _, notices = place(dit, config, device)
     if refusal is not None:
         notices += (f"The fused kernels do not run, so every step takes longer: {refusal}.",)
     nn.Module.to(vae, device)
@@ -139,7 +136,6 @@ def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.
         attention=choice,
         device=device,
         dtype=dtype,
-        swap=swap,
         notices=notices,
     )
 

@@ -22,8 +22,12 @@ class LoraLinear(Linear):
         name = self._only_adapter(x) if not (args or kwargs) else None
         if name is None:
             return super().forward(x, *args, **kwargs)
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _AddLora.apply(self.base_layer(x), x, a, b, self.scaling[name])  # pyright: ignore
+        a, b, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+        out, dropout = self.base_layer(x), self.lora_dropout[name]
+        if self.training and isinstance(dropout, torch.nn.Dropout):
+            # The scale goes to the LoRA, so that no activation is rounded.
+            x, scaling = x * torch.empty_like(x).bernoulli_(1 - dropout.p), scaling / (1 - dropout.p)
+        return _AddLora.apply(out, x, a, b, scaling)  # pyright: ignore
 
     def _only_adapter(self, x: torch.Tensor) -> str | None:
         """The one adapter that is on, where the fast way knows all that it asks for."""
@@ -31,9 +35,7 @@ class LoraLinear(Linear):
         is_plain = x.is_cuda and x.dtype == torch.bfloat16 and not self.disable_adapters and not self.merged
         if not is_plain or len(names) != 1 or names[0] in self.lora_variant:
             return None
-        drops = self.training and not isinstance(self.lora_dropout[names[0]], torch.nn.Identity)
-        has_bias = self.lora_B[names[0]].bias is not None
-        return None if drops or has_bias else names[0]
+        return None if self.lora_B[names[0]].bias is not None else names[0]
 
 
 class _AddLora(torch.autograd.Function):

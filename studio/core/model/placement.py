@@ -46,7 +46,7 @@ def place(
 
 def _swap(
     dit: LongCatVideoTransformer3DModel, config: ModelConfig, device: torch.device
-) -> tuple[BlockSwap, tuple[str, ...]]:
+) -> tuple[BlockSwap | None, tuple[str, ...]]:
     """Swaps the last blocks, at most all but one, and brings everything else to the device."""
     blocks = cast(list[DitBlock], dit.blocks)
     count, notices = min(config.blocks_to_swap, len(blocks) - 1), ()
@@ -55,6 +55,9 @@ def _swap(
             f"musubi_blocks_to_swap is {config.blocks_to_swap}, but the transformer has {len(blocks)} blocks: "
             f"{count} are swapped.",
         )
+    if count < 1:
+        nn.Module.to(dit, device)
+        return None, notices
     if count <= NUM_SLOTS:
         notices += (f"musubi_blocks_to_swap {count} saves no memory: {NUM_SLOTS} blocks are on the device anyway.",)
     swap = BlockSwap(blocks[-count:], device, _swap_device(config, device))

@@ -9,6 +9,7 @@ fp32 inside any model dtype, as published: modulation, norms, gates with their r
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import cast
 
@@ -29,16 +30,15 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tens
 
 def choose_pointwise(device: torch.device, dtype: torch.dtype) -> tuple[ModuleType, str | None]:
     """(the fused kernels where they run, else this module; why they do not run, or None)."""
-    from studio.core.model import pointwise
-
+    plain = sys.modules[__name__]
     if device.type == "cpu":
-        return pointwise, None
+        return plain, None
     try:
         from video_bsa import fused
     except ImportError as error:
-        return pointwise, f"the fused kernels need Triton ({error})"
+        return plain, f"the fused kernels need Triton ({error})"
     refusal = fused.refusal(device, dtype)
-    return (pointwise if refusal else fused), refusal
+    return (plain if refusal else fused), refusal
 
 
 def modulate(x_BSE: torch.Tensor, shift_BT1E: torch.Tensor, scale_BT1E: torch.Tensor) -> torch.Tensor:

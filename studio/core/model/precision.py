@@ -37,12 +37,30 @@ def quantise_blocks(
     if precision == "no_change":
         return ()
     notices = _notices(precision, device)
+    if precision == "fp8-torchao" and device.type == "cuda":
+        _check_fp8(dit)
     quantise = {"int8-quanto": _quantise_int8, "fp8-torchao": _quantise_fp8}[precision]
     for block in dit.blocks:
         nn.Module.to(block, device)
         quantise(block)
         nn.Module.to(block.requires_grad_(False), "cpu")
     return notices
+
+
+def _check_fp8(dit: LongCatVideoTransformer3DModel) -> None:
+    """Raises DeviceError where the fp8 products of a GPU do not take this transformer."""
+    if dit.x_embedder.proj.weight.dtype != torch.bfloat16:
+        raise DeviceError("base_model_precision is fp8-torchao, which a GPU multiplies into bf16.", "Use bf16 with it.")
+    odd = [
+        name
+        for name in LARGE_LINEARS
+        if any(size % 16 for size in cast(nn.Linear, dit.blocks[0].get_submodule(name)).weight.shape)
+    ]
+    if odd:
+        raise DeviceError(
+            f"base_model_precision is fp8-torchao, but the sizes of {odd[0]} are no multiples of 16.",
+            "Use int8-quanto.",
+        )
 
 
 def _notices(precision: BasePrecision, device: torch.device) -> tuple[str, ...]:

@@ -106,15 +106,17 @@ class BlockSwap:
         held = self._held[slot]
         if held is not None:
             _point(self._tensors[held], self._at_master[held])
-        self._held[slot] = index
+        self._held[slot] = None
         if self._stream is None:
             self._slots[slot].copy_(self._masters[index])
+            self._held[slot] = index
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             self._slots[slot].copy_(self._masters[index], non_blocking=True)
         arrived = self._arrived[slot] = torch.cuda.Event()
         arrived.record(self._stream)
+        self._held[slot] = index
 
 
 class _Layout:

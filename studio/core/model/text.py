@@ -78,7 +78,7 @@ def _visit_in_turn(encoder: PreTrainedModel, device: torch.device) -> None:
         tensors = [*layer.parameters(), *layer.buffers()]
         homes = [tensor.data for tensor in tensors]
         layer.register_forward_pre_hook(partial(_arrive, tensors, device))
-        layer.register_forward_hook(partial(_leave, tensors, homes))
+        layer.register_forward_hook(partial(_leave, tensors, homes), always_call=True)
 
 
 def _arrive(tensors: list[torch.Tensor], device: torch.device, *_: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from studio.core.config import RunConfig
-from studio.core.config_json import run_config_to_json
+from studio.core.config_json import run_config_from_json, run_config_to_json
 from studio.core.data.cache import fingerprint
 from studio.core.data.dataset import TrainingItem
 from studio.core.data.encode import Encoders, PairEncoder
@@ -133,7 +132,7 @@ class Learner:
         """
         is_constant = self._config.optim.lr_scheduler.startswith("constant")
         may_change = _MAY_CHANGE + (_LENGTH if is_constant else ())
-        changed = _changed(checkpoint.config, json.loads(json.dumps(run_config_to_json(self._config))), may_change)
+        changed = _changed(_whole(checkpoint.config), run_config_to_json(self._config), may_change)
         if changed:
             raise ConfigError(
                 f"{checkpoint.path.name} was trained with other settings: {'; '.join(changed[:3])}.",
@@ -153,6 +152,14 @@ class Learner:
         )
 
 
+def _whole(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint's configuration with the fields that came after it, at their defaults; as it is if it has others."""
+    try:
+        return run_config_to_json(run_config_from_json(config))
+    except (ValueError, TypeError):
+        return config
+
+
 def attach(config: RunConfig, bundle: ModelBundle) -> list[nn.Parameter]:
     """Puts a fresh adapter on the transformer and sets how it is checkpointed; returns the adapter's parameters.
 
@@ -169,7 +176,7 @@ def attach(config: RunConfig, bundle: ModelBundle) -> list[nn.Parameter]:
         raise
     if config.model.gradient_checkpointing:
         dit.enable_gradient_checkpointing()
-        dit.keep_attention = config.model.keep_attention is True
+    dit.keep_attention = config.model.keep_attention is True
     return parameters
 
 
