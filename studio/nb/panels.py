@@ -113,8 +113,8 @@ def sample_panel(
                 reason = event.attention_reason.rstrip(".")
                 kind, seconds = w(f"chip.{event.attention}"), w.number(event.seconds, 1)
                 line.value = escape(w("sample.done", attention=kind, reason=reason, seconds=seconds))
-                if not event.is_batched:
-                    line.value += f"<br>{escape(w('sample.done_one_by_one'))}"
+                said = [] if event.is_batched else [w("sample.done_one_by_one")]
+                line.value += "".join(f"<br>{escape(text)}" for text in (*said, *bundle.notices))
             else:
                 bar.max, bar.value = event.num_steps, event.step
     return bundle

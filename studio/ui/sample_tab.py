@@ -280,6 +280,7 @@ def render_views(
         w("sample.done_guidance", guidance=f"{settings.guidance_scale:g}"),
         w("sample.done_seed", seed=request.seed),
         *([] if last.is_batched else [w("sample.done_one_by_one")]),
+        *bundle.notices,
     ]
     yield _View(markup.results(lines), **{name: str(result.path) for name, result in done.items()})
 
