@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -13,12 +14,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from studio.core.errors import StudioError
+from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
 from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
+OPTIONS = {
+    "base_model_precision": "--precision {}",
+    "musubi_blocks_to_swap": "--swap {}",
+    "vae_enable_tiling": "--vae-tiling",
+}
+"""Keys of config.json as the options of `sample`, which reads no such file."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -189,13 +196,23 @@ def _sample(options: argparse.Namespace) -> int:
         source=options.model, attention=options.attention, base_precision=options.precision,
         blocks_to_swap=options.swap, vae_tiling=options.vae_tiling,
     )  # fmt: skip
-    bundle = load_bundle(model)
-    for notice in bundle.notices:
-        print(notice, file=sys.stderr)
-    bar = SampleBar()
-    for event in sample(request, bundle, options.out, should_stop=_interrupted()):
-        bar.show(event)
+    try:
+        bundle = load_bundle(model)
+        for notice in bundle.notices:
+            print(notice, file=sys.stderr)
+        bar = SampleBar()
+        for event in sample(request, bundle, options.out, should_stop=_interrupted()):
+            bar.show(event)
+    except OutOfMemory as error:
+        raise OutOfMemory(error.message, with_options(error.remedy)) from None
     return 0 if options.out.exists() else USER_ERROR
+
+
+def with_options(remedy: str) -> str:
+    """A remedy of the core in the options of `sample`, where it names keys of config.json."""
+    changes = re.findall(r"(\w+) to ([\w-]+)", remedy)
+    given = [OPTIONS[key].format(value) for key, value in changes if key in OPTIONS]
+    return f"Give {' '.join(given)}." if given else remedy
 
 
 def _bench(options: argparse.Namespace) -> int:

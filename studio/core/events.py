@@ -37,14 +37,22 @@ class CacheProgress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FitProgress:
+    """What the steps will take is being measured, size by size."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FitPredicted:
     """What the steps will take, measured on a few blocks of the transformer."""
 
     worst: str
     """The bucket that takes most."""
     batch_size: int
+    """Of the worst bucket, as are the bytes."""
     peak_bytes: int
-    """Of the worst bucket."""
     capacity_bytes: int
     """Of the device, or the share that this process may take."""
     seconds_per_step: float | None
@@ -54,8 +62,6 @@ class FitPredicted:
     """The cheapest change that makes it fit, a sentence; None when it fits, or when nothing would help."""
     keeps_attention: bool
     """Gradient checkpointing keeps what attention gave."""
-    buckets: tuple[tuple[str, int, float | None, int], ...]
-    """(bucket, batch size, seconds a step, peak bytes), the dearest first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +131,7 @@ class RunFailed:
 TrainEvent = (
     RunStarted
     | CacheProgress
+    | FitProgress
     | FitPredicted
     | StepDone
     | SampleSaved

@@ -28,6 +28,7 @@ from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.events import (
     CacheProgress,
     FitPredicted,
+    FitProgress,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -56,6 +57,8 @@ class RunState(StrEnum):
     NEW = "new"
     """Nothing has happened yet; the model may be loading."""
     CACHING = "caching"
+    MEASURING = "measuring"
+    """What a step takes is being measured."""
     RUNNING = "running"
     STOPPED = "stopped"
     FINISHED = "finished"
@@ -66,7 +69,7 @@ class RunState(StrEnum):
     @property
     def is_live(self) -> bool:
         """True while something may still happen by itself."""
-        return self in (RunState.NEW, RunState.CACHING, RunState.RUNNING)
+        return self in (RunState.NEW, RunState.CACHING, RunState.MEASURING, RunState.RUNNING)
 
     @property
     def can_resume(self) -> bool:
@@ -105,10 +108,13 @@ class RunSnapshot:
     """Message and remedy, when the run failed."""
     started: RunStarted | None
     """Device, dtype and attention."""
+    fit_done: int
+    fit_total: int
+    """How many sizes are measured; 0 before that is known."""
     fit: FitPredicted | None
-    """What the steps were predicted to take."""
+    """What the steps of the last attempt were predicted to take."""
     peak_bytes: int | None
-    """What they took, once the run has ended."""
+    """What they took, once that attempt has ended."""
     updated: float | None
     """Unix time of the last event, seconds."""
 
@@ -180,9 +186,10 @@ class RunFolder:
         started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
         cache = next((e for e in reversed(events) if isinstance(e, CacheProgress)), None)
         lora = next((e.lora for e in reversed(events) if isinstance(e, RunFinished | RunStopped) and e.lora), None)
-        fit = next((e for e in reversed(events) if isinstance(e, FitPredicted)), None)
-        ended = next((e for e in reversed(events) if isinstance(e, RunFinished | RunStopped)), None)
-        steps = _last_attempt(events)
+        last = events[-1] if events else None
+        measuring = next((e for e in reversed(events) if isinstance(e, FitProgress)), None)
+        fit = next((e for e in reversed(_last_attempt(events)) if isinstance(e, FitPredicted)), None)
+        steps = _last_steps(events)
         state = self._state(timed)
         num_steps = started.num_steps if started else 0
         step = steps[-1].step if steps else 0
@@ -200,10 +207,12 @@ class RunFolder:
             seconds_left=seconds * (num_steps - step) if seconds is not None and state.is_live else None,
             samples=_samples(events),
             lora=self.path / lora if lora else None,
-            failure=events[-1] if events and isinstance(events[-1], RunFailed) else None,
+            failure=last if isinstance(last, RunFailed) else None,
             started=started,
+            fit_done=measuring.done if measuring else 0,
+            fit_total=measuring.total if measuring else 0,
             fit=fit,
-            peak_bytes=ended.peak_bytes if ended else None,
+            peak_bytes=last.peak_bytes if isinstance(last, RunFinished | RunStopped) else None,
             updated=timed[-1][0] if timed else None,
         )
 
@@ -216,7 +225,9 @@ class RunFolder:
             return RunState.INTERRUPTED if lock.exists() or last else RunState.NEW
         if last is None:
             return RunState.NEW
-        return RunState.CACHING if isinstance(last, RunStarted | CacheProgress) else RunState.RUNNING
+        if isinstance(last, RunStarted | CacheProgress):
+            return RunState.CACHING
+        return RunState.MEASURING if isinstance(last, FitProgress) else RunState.RUNNING
 
 
 def list_runs(output_dir: Path) -> tuple[RunFolder, ...]:
@@ -259,7 +270,13 @@ def _decode(line: bytes) -> tuple[float, TrainEvent] | None:
         return None
 
 
-def _last_attempt(events: list[TrainEvent]) -> list[StepDone]:
+def _last_attempt(events: list[TrainEvent]) -> list[TrainEvent]:
+    """The events since the run was last started or resumed."""
+    start = max((index for index, event in enumerate(events) if isinstance(event, RunStarted)), default=0)
+    return events[start:]
+
+
+def _last_steps(events: list[TrainEvent]) -> list[StepDone]:
     """Steps in order: one that was done again after a resume replaces what followed the checkpoint."""
     steps: list[StepDone] = []
     for event in events:

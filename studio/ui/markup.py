@@ -249,9 +249,13 @@ def pulse(snapshot: RunSnapshot | None, w: Words) -> str:
 
 
 def _share(snapshot: RunSnapshot) -> float:
-    """How much is done, 0 to 1: of the clips while they are encoded, then of the steps."""
+    """How much is done, 0 to 1: of the clips while they are encoded, of the sizes while they are measured, then of the
+    steps.
+    """
     if snapshot.state is RunState.CACHING:
         return snapshot.cache_done / max(1, snapshot.cache_total)
+    if snapshot.state is RunState.MEASURING:
+        return snapshot.fit_done / max(1, snapshot.fit_total)
     return snapshot.step / max(1, snapshot.num_steps)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from studio.core.events import FitPredicted
 from studio.core.runlog import RunSnapshot, RunState
-from studio.core.train.fit import Fit
 from studio.view.words import Words
+
+if TYPE_CHECKING:
+    # Loads torch, and a command answers at once.
+    from studio.core.train.fit import Fit
 
 
 def attention_line(snapshot: RunSnapshot, w: Words) -> str:
@@ -21,6 +26,8 @@ def progress_line(snapshot: RunSnapshot, w: Words) -> str:
     """`step 34 of 200 · 0.9 s a step · 2 min 30 s left`, as much of it as is known."""
     if snapshot.state is RunState.CACHING and snapshot.cache_total:
         return w("progress.cache", done=snapshot.cache_done, total=snapshot.cache_total)
+    if snapshot.state is RunState.MEASURING:
+        return w("progress.fit", done=snapshot.fit_done, total=snapshot.fit_total)
     parts = []
     if snapshot.num_steps:
         parts.append(w("progress.step", step=snapshot.step, total=snapshot.num_steps))
@@ -35,28 +42,31 @@ def fit_line(snapshot: RunSnapshot, w: Words) -> str:
     """What was predicted of the run, and beside it, once it has ended, what it took; empty where neither is known."""
     if snapshot.fit is None:
         return ""
-    predicted = prediction(snapshot.fit, w)
-    actual = reality(snapshot.peak_bytes, snapshot.seconds_per_step, w)
-    return f"{predicted}; {actual}." if actual else f"{predicted}."
+    return f"{prediction(snapshot.fit, w)} {reality(snapshot.peak_bytes, snapshot.seconds_per_step, w)}".rstrip()
 
 
 def prediction(fit: FitPredicted, w: Words) -> str:
-    """`Predicted 41.2 of 80.0 GiB for 93f 480x832, 12.1 s a step, attention is kept for the backward pass`."""
-    parts = [w("fit.predicted", peak=gib(fit.peak_bytes, w), capacity=gib(fit.capacity_bytes, w), bucket=fit.worst)]
+    """`Predicted 41.2 of 80.0 GiB for 93f 480x832, 12.1 s a step, attention is kept for the backward pass.`"""
+    size = _size(fit.worst, fit.batch_size, w)
+    parts = [w("fit.predicted", peak=gib(fit.peak_bytes, w), capacity=gib(fit.capacity_bytes, w), size=size)]
     if fit.seconds_per_step is not None:
         parts.append(w("fit.pace", seconds=pace(fit.seconds_per_step, w)))
     parts.append(w("fit.keeps") if fit.keeps_attention else w("fit.recomputes"))
-    return ", ".join(parts)
+    return f"{', '.join(parts)}."
 
 
 def reality(peak_bytes: int | None, seconds_per_step: float | None, w: Words) -> str:
-    """`actual 40.8 GiB, 12.3 s`; empty where memory is not known."""
+    """`Actually, steps took up to 40.8 GiB and 12.3 s.`; empty where memory is not known."""
     if peak_bytes is None:
         return ""
-    parts = [w("fit.actual", peak=gib(peak_bytes, w))]
-    if seconds_per_step is not None:
-        parts.append(w("fit.actual_pace", seconds=pace(seconds_per_step, w)))
-    return ", ".join(parts)
+    if seconds_per_step is None:
+        return w("fit.actual", peak=gib(peak_bytes, w))
+    return w("fit.actual_pace", peak=gib(peak_bytes, w), seconds=pace(seconds_per_step, w))
+
+
+def _size(bucket: str, batch_size: int, w: Words) -> str:
+    """`93f 480x832`, and the batch size where it is not 1."""
+    return bucket if batch_size == 1 else w("fit.batch_of", bucket=bucket, number=batch_size)
 
 
 def fit_verdict(fit: Fit, w: Words) -> str:
@@ -64,7 +74,8 @@ def fit_verdict(fit: Fit, w: Words) -> str:
     worst = fit.worst
     if worst.peak_bytes is None or fit.capacity_bytes is None:
         return w("fit.gpu_only")
-    numbers = {"peak": gib(worst.peak_bytes, w), "capacity": gib(fit.capacity_bytes, w), "bucket": str(worst.bucket)}
+    size = _size(str(worst.bucket), worst.batch_size, w)
+    numbers = {"peak": gib(worst.peak_bytes, w), "capacity": gib(fit.capacity_bytes, w), "size": size}
     return w("fit.fits", **numbers) if fit.fits else w("fit.too_large", **numbers)
 
 

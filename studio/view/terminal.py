@@ -12,6 +12,7 @@ from studio.core.events import (
     CheckpointSaved,
     DenoiseStep,
     FitPredicted,
+    FitProgress,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -29,6 +30,8 @@ from studio.view.words import words
 if TYPE_CHECKING:
     from studio.core.train.fit import Fit
 
+UNITS = {"latents": "clip", "measuring": "size", "training": "step"}
+"""What the bar of a run counts, by its label."""
 SIGNS = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTICE: "i"}
 
 
@@ -109,9 +112,11 @@ class TrainBar:
                     write(notice)
             case CacheProgress():
                 self._move("latents", event.done, event.total)
+            case FitProgress():
+                self._move("measuring", event.done, event.total)
             case FitPredicted():
                 self._close()
-                write(f"{prediction(event, words('en'))}.")
+                write(prediction(event, words("en")))
                 if not event.fits:
                     write(f"{words('en')('fit.warning')} {event.change or ''}".rstrip())
             case StepDone():
@@ -124,7 +129,7 @@ class TrainBar:
                 self._close()
                 write(f"LoRA after step {event.step}: {event.lora}")
                 if actual := reality(event.peak_bytes, event.seconds_per_step, words("en")):
-                    write(f"{actual[:1].upper()}{actual[1:]} a step.")
+                    write(actual)
             case RunFailed():
                 self._close()
                 write(f"Failed after step {event.step}: {event.message} {event.remedy}")
@@ -132,7 +137,8 @@ class TrainBar:
     def _move(self, label: str, done: int, total: int, **figures: str) -> None:
         if self._bar is None or self._bar.desc != label:
             self._close()
-            self._bar = tqdm(total=total, desc=label, unit="step" if label == "training" else "clip")
+            self._bar = tqdm(desc=label, unit=UNITS[label])
+        self._bar.total = total
         self._bar.set_postfix(figures, refresh=False)
         self._bar.update(done - self._bar.n)
 

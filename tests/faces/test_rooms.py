@@ -128,7 +128,7 @@ def test_what_a_run_takes_is_measured_with_the_fields_of_the_page(make_workshop,
     config = replace(config, model=TINY)
     progress = []
     fit = workshop.measure(config, report, lambda *of: progress.append(of))
-    assert progress == [(1, 2), (2, 2)]
+    assert progress == [(0, 2), (1, 2), (2, 2)]
     assert [f.batch_size for f in sorted(fit.buckets, key=lambda f: -f.batch_size)] == [3, 1]
     shown = markup.fit_card(fit, None, words("es"))
     assert "9f 64x64" in shown
@@ -148,7 +148,7 @@ def test_a_run_that_is_too_large_is_warned_of_while_it_lives(make_workshop, proj
     )  # fmt: skip
     fit = FitPredicted(
         worst="93f 480x832", batch_size=1, peak_bytes=44 * 2**30, capacity_bytes=24 * 2**30, seconds_per_step=12.0,
-        fits=False, change="Set musubi_blocks_to_swap to 40.", keeps_attention=False, buckets=(),
+        fits=False, change="Set musubi_blocks_to_swap to 40.", keeps_attention=False,
     )  # fmt: skip
     with run.locked():
         for event in (started, fit):

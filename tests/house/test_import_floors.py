@@ -210,3 +210,7 @@ def test_the_core_loads_without_any_face():
     modules = [name for name in STUDIO if is_in(name, "studio.core")]
     blocked = ["gradio", "ipywidgets", "matplotlib", "decord", "triton", "xformers"]
     assert set(modules) <= modules_loaded_by(modules, blocked=blocked)
+
+
+def test_the_command_line_answers_before_torch_is_loaded():
+    assert not {"torch", "diffusers", "gradio", "matplotlib"} & modules_loaded_by(["studio.cli"], blocked=[""])

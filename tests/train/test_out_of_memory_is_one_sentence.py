@@ -1,6 +1,7 @@
 """Memory that runs out becomes one sentence with what to change, is given back, and the next attempt works."""
 
 import gc
+import re
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,7 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from studio.cli import USER_ERROR, main
 from studio.core.config import ModelConfig
 from studio.core.errors import CheckpointError, OutOfMemory
 from studio.core.events import FitPredicted, RunFailed, SampleDone, StepDone
@@ -64,9 +67,9 @@ def failure_of(folder):
 @pytest.mark.parametrize(
     ("is_checkpointed", "batch_size", "remedy"),
     [
-        (False, 2, "Set gradient_checkpointing to true."),
-        (True, 2, "Set train_batch_size to 1."),
-        (True, 1, "Set resolution to one that gives 32x32 (height x width)."),
+        (False, 2, "Set gradient_checkpointing to true in config.json."),
+        (True, 2, "Set train_batch_size to 1 in config.json."),
+        (True, 1, "Set resolution to one that gives 32x32 (height x width) in multidatabackend.json."),
     ],
 )
 def test_a_step_without_memory_ends_the_run_with_a_sentence(
@@ -144,7 +147,10 @@ def test_a_sample_without_memory_says_so_and_the_next_one_is_rendered(tiny_bundl
 
 def test_a_decoder_without_memory_is_told_to_work_in_tiles(tiny_bundle, tmp_path):
     request = SampleRequest(prompt="", start_frame=PICTURE, **SMALL)
-    with failing(tiny_bundle.vae.decoder), pytest.raises(OutOfMemory, match=r"was decoded.*--vae-tiling"):
+    with (
+        failing(tiny_bundle.vae.decoder),
+        pytest.raises(OutOfMemory, match=r"was decoded.*vae_enable_tiling to true in config.json"),
+    ):
         list(sample(request, tiny_bundle, tmp_path / "one.mp4"))
 
 
@@ -193,6 +199,33 @@ def test_the_model_before_is_let_go_before_another_is_loaded(tmp_path, monkeypat
     assert seen == [[], [None]]
 
 
+def number_of(key, remedy):
+    return int(re.search(rf"\b{key} to (\d+)[\w ]* in config\.json\.", remedy)[1])
+
+
+@pytest.mark.parametrize(
+    ("remedy", "shown"),
+    [
+        ("Set musubi_blocks_to_swap to 24 in config.json.", "Give --swap 24."),
+        (
+            "Set base_model_precision to int8-quanto and musubi_blocks_to_swap to 40 in config.json.",
+            "Give --precision int8-quanto --swap 40.",
+        ),
+        ("Set vae_enable_tiling to true in config.json.", "Give --vae-tiling."),
+        ("Render 5 frames or fewer.", "Render 5 frames or fewer."),
+    ],
+)
+def test_a_sample_on_the_command_line_is_told_its_options(tiny_bundle, monkeypatch, tmp_path, capsys, remedy, shown):
+    def fail(*_, **__):
+        raise OutOfMemory("Too little.", remedy)
+
+    Image.fromarray(PICTURE).save(tmp_path / "start.png")
+    monkeypatch.setattr("studio.core.model.load.load_bundle", fail)
+    arguments = ["--image", str(tmp_path / "start.png"), "--prompt", "", "--out", str(tmp_path / "out.mp4")]
+    assert main(["sample", *arguments]) == USER_ERROR
+    assert capsys.readouterr().err == f"Too little. {shown}\n"
+
+
 @pytest.fixture(scope="module")
 def published():
     """The published transformer without its weights."""
@@ -207,7 +240,7 @@ def test_loading_asks_for_as_much_swap_as_the_device_needs(published, monkeypatc
     def remedy(free, **settings):
         return room_for_weights(shapes, ModelConfig(**settings), cuda, free * GIB, 2)
 
-    numbers = [int(remedy(free).split("--swap ")[1].rstrip(").")) for free in (24, 20, 16)]
+    numbers = [number_of("musubi_blocks_to_swap", remedy(free)) for free in (24, 20, 16)]
     assert numbers == sorted(numbers)
     assert numbers[0] > 2
     assert "int8-quanto" in remedy(5)
@@ -224,7 +257,7 @@ def test_a_sample_is_given_swap_then_fewer_frames_then_a_smaller_size(tiny_bundl
         monkeypatch.setattr("studio.core.sample.room.free_bytes", lambda _: int(free * GIB))
         return change(bundle, size)
 
-    swaps = [int(remedy(free).split("--swap ")[1].rstrip(").")) for free in (4, 3, 2)]
+    swaps = [number_of("musubi_blocks_to_swap", remedy(free)) for free in (4, 3, 2)]
     assert swaps == sorted(swaps)
     monkeypatch.setattr("studio.core.sample.room.swap_for", lambda _dit, _missing: None)
     monkeypatch.setattr("studio.core.sample.room.freed_by_swap", lambda _dit, _count: 0)
@@ -233,7 +266,7 @@ def test_a_sample_is_given_swap_then_fewer_frames_then_a_smaller_size(tiny_bundl
     assert all((number - 1) % 4 == 0 for number in frames)
     assert "smaller size" in remedy(0.1)
     assert remedy(0).startswith("No setting")
-    assert "--vae-tiling" in remedy(4, room_for_decoding)
+    assert remedy(4, room_for_decoding) == "Set vae_enable_tiling to true in config.json."
     monkeypatch.setattr(bundle.vae, "use_tiling", True)
     assert remedy(4, room_for_decoding) == remedy(4)
 
@@ -320,7 +353,7 @@ def test_on_a_gpu_a_run_in_little_memory_is_warned_and_fails_with_a_sentence(
     events = [event for _, event in folder.events()]
     (fit,) = [event for event in events if isinstance(event, FitPredicted)]
     assert not fit.fits
-    assert "gradient_checkpointing to true" in (fit.change or "gradient_checkpointing to true")
+    assert fit.change.startswith("Set gradient_checkpointing to true")
     assert not any(isinstance(event, StepDone) for event in events)
     assert failure_of(folder).message.startswith("The device ran out of memory")
     before = torch.cuda.memory_allocated(cuda_bundle.device)

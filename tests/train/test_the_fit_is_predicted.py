@@ -1,15 +1,26 @@
 """What a run takes is measured on a few blocks and predicted for all; what would make it fit is named."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from studio.core.errors import JobAlreadyRunning
-from studio.core.events import FitPredicted, RunFinished, StepDone, decode_event, encode_event
+from studio.core.events import (
+    FitPredicted,
+    FitProgress,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    StepDone,
+    decode_event,
+    encode_event,
+)
 from studio.core.geometry import GridSpec
 from studio.core.model.lora import adapter_names
-from studio.core.runlog import RunFolder
+from studio.core.runlog import RunFolder, RunState
+from studio.core.train import fit as fitting
 from studio.core.train import loop
 from studio.core.train.change import change_after_failure, cheapest_change, first_change
 from studio.core.train.estimate import Measurement, Setup, Sizes, StepBytes, does_fit, extrapolate
@@ -20,14 +31,15 @@ from studio.core.train.fit import (
     decide_keep_attention,
     fit_of,
     measure_bucket,
+    measure_fit,
     predict,
     shortened,
 )
 from studio.core.train.learner import attach, detach
 from studio.core.train.loop import train
 from studio.core.types import Bucket
-from studio.view.progress import fit_line, fit_rows, fit_verdict
-from studio.view.terminal import print_fit
+from studio.view.progress import fit_line, fit_rows, fit_verdict, prediction, progress_line, reality
+from studio.view.terminal import TrainBar, print_fit
 from studio.view.words import words
 
 GIB = 2**30
@@ -91,21 +103,26 @@ def test_without_checkpointing_a_block_keeps_what_was_measured_and_with_it_its_i
 @pytest.mark.parametrize(
     ("setup", "kept", "capacity", "change"),
     [
-        (Setup(bucket=LARGE, is_checkpointed=False), 2 * GIB, 80, "gradient_checkpointing to true (predicted 47.9 of"),
+        (
+            Setup(bucket=LARGE, is_checkpointed=False),
+            2 * GIB,
+            80,
+            "gradient_checkpointing to true in config.json (predicted 47.9 of",
+        ),
         (
             Setup(bucket=LARGE, keeps_attention=True),
             INPUT + ATTENTION,
             50,
-            "gradient_checkpointing_keep_attention to false (predicted 45.9 of",
+            "gradient_checkpointing_keep_attention to false in config.json (predicted 45.9 of",
         ),
-        (Setup(bucket=LARGE), INPUT, 40, "musubi_blocks_to_swap to 17 (predicted 38.0 of"),
+        (Setup(bucket=LARGE), INPUT, 40, "musubi_blocks_to_swap to 17 in config.json (predicted 38.0 of"),
         (
             Setup(bucket=LARGE, is_checkpointed=False),
             2 * GIB,
             40,
             "gradient_checkpointing to true and musubi_blocks_to_swap to",
         ),
-        (Setup(bucket=LARGE, batch_size=2), INPUT, 40, "musubi_blocks_to_swap to 17 "),
+        (Setup(bucket=LARGE, batch_size=2), INPUT, 40, "musubi_blocks_to_swap to 17 in config.json"),
         (Setup(bucket=LARGE), INPUT, 18, "video.num_frames to"),
     ],
 )  # fmt: skip
@@ -137,6 +154,7 @@ def test_swap_and_eight_bits_have_no_part_where_all_is_offloaded():
     offloaded = measured(Setup(bucket=LARGE, is_offloaded=True), allocated=2 * GIB)
     sentence = change_of(offloaded, 16 * GIB)
     assert sentence.startswith("Set video.num_frames to ")
+    assert " in multidatabackend.json (predicted" in sentence
     assert "musubi" not in sentence
 
 
@@ -161,19 +179,58 @@ def test_after_a_failure_the_change_goes_beyond_what_was_predicted_to_fit():
 
 def test_where_memory_is_not_known_the_first_change_that_takes_less_is_named():
     plain, grid = Setup(bucket=LARGE, is_checkpointed=False, batch_size=4), GridSpec()
-    assert first_change(plain, grid) == "Set gradient_checkpointing to true."
-    assert first_change(replace(plain, is_checkpointed=True), grid) == "Set train_batch_size to 2."
-    assert first_change(Setup(bucket=LARGE), grid) == "Set video.num_frames to 45."
+    assert first_change(plain, grid) == "Set gradient_checkpointing to true in config.json."
+    assert first_change(replace(plain, is_checkpointed=True), grid) == "Set train_batch_size to 2 in config.json."
+    assert first_change(Setup(bucket=LARGE), grid) == "Set video.num_frames to 45 in multidatabackend.json."
 
 
-def test_attention_is_kept_where_the_worst_bucket_has_room_for_it():
-    small, large = measured(Setup(bucket=SHORT), kept=INPUT // 2), measured()
+def test_attention_is_kept_where_there_is_room_for_it():
+    large = measured()
     with_it = extrapolate(large, replace(large.setup, keeps_attention=True)).peak_bytes
     assert with_it == extrapolate(large).peak_bytes + 48 * ATTENTION
-    assert decide_keep_attention([small, large], int(with_it * 1.05))
-    assert not decide_keep_attention([small, large], with_it)
-    assert not decide_keep_attention([small, large], None)
-    assert not decide_keep_attention([measured(Setup(bucket=LARGE, is_checkpointed=False))], 1000 * GIB)
+    assert decide_keep_attention(large, int(with_it * 1.05))
+    assert not decide_keep_attention(large, with_it)
+    assert not decide_keep_attention(large, None)
+    assert not decide_keep_attention(measured(Setup(bucket=LARGE, is_checkpointed=False)), 1000 * GIB)
+
+
+@pytest.mark.parametrize(
+    ("too_large", "keeps", "progress"),
+    [
+        (None, True, [(0, 2), (1, 2), (2, 3), (3, 3)]),
+        (LARGE, False, [(0, 2), (1, 2), (2, 3), (3, 3)]),
+        (SHORT, False, [(0, 2), (1, 2), (2, 3), (3, 3), (4, 4)]),
+    ],
+)
+def test_attention_is_kept_only_where_steps_that_keep_it_are_measured_to_fit(
+    config, monkeypatch, too_large, keeps, progress
+):
+    bundle = SimpleNamespace(
+        dit=SimpleNamespace(keep_attention=False), device=torch.device("cpu"), grid=GridSpec(),
+        prompt_encoder=SimpleNamespace(max_length=16),
+    )  # fmt: skip
+    calls = []
+
+    def measure(dit, _parameters, bucket, **_):
+        calls.append((bucket, dit.keep_attention))
+        part = 1 if bucket == LARGE else 0.5
+        kept = (INPUT + ATTENTION if dit.keep_attention else INPUT) * part
+        more = 80 if dit.keep_attention and bucket == too_large else 0
+        setup = Setup(bucket=bucket, keeps_attention=dit.keep_attention)
+        return measured(setup, working=6 * GIB + more * GIB, kept=kept)
+
+    monkeypatch.setattr(fitting, "measure_bucket", measure)
+    monkeypatch.setattr(fitting, "capacity", lambda _: 80 * GIB)
+    heard = []
+    fit = fitting._finished(
+        measure_fit(config, bundle, (), {(SHORT, 1): 1, (LARGE, 1): 1}), lambda *of: heard.append(of)
+    )
+    assert heard == progress
+    assert fit.fits
+    assert fit.keeps_attention is bundle.dit.keep_attention is keeps
+    assert {m.setup.bucket: m.setup.keeps_attention for m in fit.measurements} == {LARGE: keeps, SHORT: keeps}
+    assert calls[:2] == [(LARGE, False), (LARGE, True)], "the largest decides, and is measured as the run will go"
+    assert len(calls) == len(progress) - 1
 
 
 def test_the_worst_bucket_is_named_and_the_pace_is_the_median_of_the_batches():
@@ -206,6 +263,23 @@ def test_what_libraries_take_in_the_first_step_is_no_part_of_a_block():
     assert _measured_bytes(guess, (2, 4), []) == guess
 
 
+@pytest.fixture
+def one_thread():
+    """So little work is faster without others."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def short_bundle(tiny_bundle, one_thread):
+    """The tiny checkpoint with two blocks."""
+    with shortened(tiny_bundle.dit, 2):
+        yield tiny_bundle
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_measuring_leaves_no_gradient_no_mode_and_no_random_number_behind(config, tiny_bundle):
     config = replace(config, lora=replace(config.lora, dropout=0.1))
     parameters = attach(config, tiny_bundle)
@@ -223,39 +297,59 @@ def test_measuring_leaves_no_gradient_no_mode_and_no_random_number_behind(config
     finally:
         detach(tiny_bundle)
     assert measurement.memory is None, "a CPU has no allocator to ask"
-    assert measurement.seconds_per_block > 0
+    assert measurement.seconds_per_block is not None
     assert extrapolate(measurement).seconds > 0
     assert measurement.sizes.small_block_bytes < measurement.sizes.block_bytes / 2, "fp32 to one byte"
 
 
-def test_a_run_that_is_measured_first_has_the_same_losses(config, tiny_bundle, report, monkeypatch, with_optim):
+@pytest.fixture
+def measured_first(monkeypatch):
+    """A run on a CPU is measured as on a GPU, with what the device would say of its memory."""
+    monkeypatch.setattr(loop, "is_measured", lambda _: True)
+    monkeypatch.setattr(fitting, "capacity", lambda _: 80 * GIB)
+    monkeypatch.setattr(fitting, "allocated_bytes", lambda _: 10 * GIB)
+
+
+def test_a_run_that_is_measured_first_has_the_same_losses(config, short_bundle, report, request, with_optim):
     config = with_optim(replace(config, lora=replace(config.lora, dropout=0.1)), max_train_steps=2)
 
-    def losses():
-        events = train(config, RunFolder.create(config.output_dir, config), tiny_bundle, report)
-        return [event.loss for event in events if isinstance(event, StepDone)]
+    def events():
+        return list(train(config, RunFolder.create(config.output_dir, config), short_bundle, report))
 
-    expected, real = losses(), loop.Learner
-    measured = []
+    def losses(of):
+        return [event.loss for event in of if isinstance(event, StepDone)]
 
-    class Measured(real):
-        def __init__(self, config, bundle, *rest):
-            super().__init__(config, bundle, *rest)
-            measured.append(loop.measure_fit(config, bundle, self.parameters, {(report.pairs[0].bucket, 2): 2}))
+    expected = losses(events())
+    request.getfixturevalue("measured_first")
+    told = events()
+    assert losses(told) == expected
+    assert len(expected) == 2
+    first = [event for event in told if isinstance(event, FitProgress | FitPredicted | StepDone)][:3]
+    assert first[:2] == [FitProgress(done=0, total=1), FitProgress(done=1, total=1)]
+    assert isinstance(first[2], FitPredicted)
+    assert first[2].seconds_per_step > 0
+    assert first[2].batch_size == 2
 
-    monkeypatch.setattr(loop, "Learner", Measured)
-    assert losses() == expected
-    assert measured[0].seconds_per_step > 0
+
+@pytest.mark.usefixtures("measured_first")
+def test_a_run_can_be_stopped_while_it_is_measured(config, short_bundle, report):
+    config = replace(config, data=replace(config.data, train_batch_size=3))
+    run, seen = RunFolder.create(config.output_dir, config), []
+    for event in train(config, run, short_bundle, report, should_stop=lambda: FitProgress(done=1, total=2) in seen):
+        assert not short_bundle.lock.locked(), "others may work between two sizes"
+        seen.append(event)
+    assert seen[-2:] == [FitProgress(done=1, total=2), RunStopped(step=0, lora="")]
+    assert adapter_names(short_bundle.dit) == ()
 
 
-def test_a_fit_without_a_run_measures_each_batch_size_and_leaves_no_adapter(config, report, tiny_bundle, capsys):
+def test_a_fit_without_a_run_measures_each_batch_size_and_leaves_no_adapter(config, report, short_bundle, capsys):
     config = replace(config, data=replace(config.data, train_batch_size=3))
     progress = []
-    fit = fit_of(config, tiny_bundle, report, on_progress=lambda *of: progress.append(of))
-    assert progress == [(1, 2), (2, 2)]
+    fit = fit_of(config, short_bundle, report, on_progress=lambda *of: progress.append(of))
+    assert progress == [(0, 2), (1, 2), (2, 2)]
     assert {(f.batch_size, f.num_batches) for f in fit.buckets} == {(3, 1), (1, 1)}
-    assert adapter_names(tiny_bundle.dit) == ()
-    assert not tiny_bundle.dit.gradient_checkpointing
+    assert adapter_names(short_bundle.dit) == ()
+    assert not short_bundle.dit.gradient_checkpointing
     print_fit(fit)
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["Size", "Clips", "Batch", "s", "a", "step", "GiB"]
@@ -274,12 +368,62 @@ def test_a_model_in_training_is_not_measured(config, report, tiny_bundle):
 
 EVENT = FitPredicted(
     worst="93f 480x832", batch_size=1, peak_bytes=44 * GIB, capacity_bytes=80 * GIB, seconds_per_step=12.1, fits=True,
-    change=None, keeps_attention=True, buckets=(("93f 480x832", 1, 12.1, 44 * GIB),),
+    change=None, keeps_attention=True,
 )  # fmt: skip
+STARTED = RunStarted(num_steps=9, num_pairs=3, device="cuda", dtype="x", attention="dense", attention_reason="")
 
 
-def test_the_prediction_is_an_event_like_any_other():
-    assert decode_event(encode_event(EVENT, time=1.0)) == (1.0, EVENT)
+@pytest.mark.parametrize("event", [EVENT, FitProgress(done=1, total=2)])
+def test_the_prediction_is_an_event_like_any_other(event):
+    assert decode_event(encode_event(event, time=1.0)) == (1.0, event)
+
+
+def test_the_measuring_is_told_while_it_lasts(config, capsys):
+    run = RunFolder.create(config.output_dir, config)
+    with run.locked():
+        for event in (STARTED, FitProgress(done=1, total=3)):
+            run.append(event)
+        snapshot = run.snapshot()
+        assert snapshot.state is RunState.MEASURING
+        assert snapshot.state.is_live
+        assert progress_line(snapshot, words("en")) == "size 1 of 3"
+        assert progress_line(snapshot, words("es")) == "tamaño 1 de 3"
+        run.append(EVENT)
+        assert run.state() is RunState.RUNNING
+    bar = TrainBar()
+    for event in (FitProgress(done=0, total=2), FitProgress(done=2, total=3), FitProgress(done=3, total=3), EVENT):
+        bar.show(event)
+    shown = capsys.readouterr()
+    assert "measuring: 100%" in shown.err
+    assert shown.out == f"{prediction(EVENT, words('en'))}\n"
+
+
+def test_what_an_attempt_took_is_not_said_of_the_next(config):
+    run = RunFolder.create(config.output_dir, config)
+    for event in (STARTED, EVENT, RunStopped(step=1, lora="", peak_bytes=43 * GIB, seconds_per_step=12.3)):
+        run.append(event)
+    assert run.snapshot().peak_bytes == 43 * GIB
+    run.append(STARTED)
+    assert (run.snapshot().fit, run.snapshot().peak_bytes) == (None, None)
+    run.append(EVENT)
+    assert run.snapshot().fit == EVENT
+    assert fit_line(run.snapshot(), words("en")) == prediction(EVENT, words("en"))
+
+
+def test_the_batch_size_is_named_where_it_is_not_one():
+    for language, said in (("en", "93f 480x832 with batch size 2,"), ("es", "93f 480x832 con lotes de 2,")):
+        w = words(language)
+        assert said in prediction(replace(EVENT, batch_size=2), w)
+        assert "93f 480x832, " in prediction(EVENT, w)
+    two = predict([measured(Setup(bucket=LARGE, batch_size=2))], {(LARGE, 2): 1}, 80 * GIB)
+    assert fit_verdict(two, words("en")) == "Fits: 45.9 of 80.0 GiB for 93f 480x832 with batch size 2."
+
+
+def test_what_steps_took_is_a_whole_sentence():
+    assert reality(43 * GIB, 12.3, words("en")) == "In fact, a step took up to 43.0 GiB and 12.3 s."
+    assert reality(43 * GIB, None, words("en")) == "In fact, a step took up to 43.0 GiB."
+    assert reality(43 * GIB, None, words("es")) == "En realidad, un paso ocupó hasta 43,0 GiB."
+    assert reality(None, 12.3, words("en")) == ""
 
 
 @pytest.mark.parametrize(("language", "number"), [("en", "44.0 of 80.0"), ("es", "44,0 de 80,0")])

@@ -21,6 +21,7 @@ from studio.core.config_json import read_run_config
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.events import (
     CacheProgress,
+    FitProgress,
     RunFailed,
     RunFinished,
     RunStarted,
@@ -112,6 +113,7 @@ def test_events_read_back_and_a_torn_last_line_is_passed_over(folder):
         ([], RunState.NEW),
         ([STARTED], RunState.CACHING),
         ([STARTED, CacheProgress(done=1, total=2)], RunState.CACHING),
+        ([STARTED, CacheProgress(done=2, total=2), FitProgress(done=0, total=1)], RunState.MEASURING),
         ([STARTED, CacheProgress(done=2, total=2), step(1)], RunState.RUNNING),
         ([STARTED, step(1), RunStopped(step=1, lora="")], RunState.STOPPED),
         ([STARTED, step(1), RunFailed(step=1, message="m", remedy="r")], RunState.FAILED),

@@ -46,14 +46,12 @@ def room_for_weights(
 
 def _changes(config: ModelConfig, precision: BasePrecision, count: int) -> str:
     """The sentence for another precision or number of swapped blocks; empty when both are as they were."""
-    keys, options = [], []
+    keys = []
     if precision != config.base_precision:
         keys.append(f"base_model_precision to {precision}")
-        options.append(f"--precision {precision}")
     if count != config.blocks_to_swap:
         keys.append(f"musubi_blocks_to_swap to {count}")
-        options.append(f"--swap {count}")
-    return f"Set {' and '.join(keys)} (on the command line: {' '.join(options)})." if keys else ""
+    return f"Set {' and '.join(keys)} in config.json." if keys else ""
 
 
 def _bytes(name: str, shape: tuple[int, ...], itemsize: int, precision: BasePrecision = "no_change") -> int:

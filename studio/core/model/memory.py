@@ -90,7 +90,7 @@ def swap_for(dit: LongCatVideoTransformer3DModel, missing_bytes: int) -> str | N
     """The sentence for the fewest blocks whose swap frees so much; None when no number does."""
     for count in range(num_swapped(dit) + 1, len(dit.blocks)):
         if freed_by_swap(dit, count) >= missing_bytes:
-            return f"Set musubi_blocks_to_swap to {count} (on the command line: --swap {count})."
+            return f"Set musubi_blocks_to_swap to {count} in config.json."
     return None
 
 

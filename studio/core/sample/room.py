@@ -52,7 +52,7 @@ def room_for_sample(bundle: ModelBundle, size: VideoSize) -> str:
 def room_for_decoding(bundle: ModelBundle, size: VideoSize) -> str:
     """The cheapest change after decoding has run out of memory: tiles before all else."""
     if not bundle.vae.use_tiling:
-        return "Set vae_enable_tiling to true (on the command line: --vae-tiling)."
+        return "Set vae_enable_tiling to true in config.json."
     return room_for_sample(bundle, size)
 
 

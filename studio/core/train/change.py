@@ -12,7 +12,7 @@ from studio.core.types import Bucket
 
 
 def cheapest_change(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
-    """A sentence with the keys and values of config.json; None when nothing would help."""
+    """A sentence with the keys, their values and their files; None when nothing would help."""
     if capacity_bytes is None:
         return first_change(setup, measurement.sizes.grid)
     for changed in _candidates(setup, measurement.sizes):
@@ -93,17 +93,24 @@ def _smaller_somehow(now: Setup, grid: GridSpec) -> Iterator[Setup]:
 
 
 def _difference(now: Setup, changed: Setup) -> str:
-    """`musubi_blocks_to_swap to 24 and base_model_precision to int8-quanto`."""
-    values = [
+    """`musubi_blocks_to_swap to 24 and base_model_precision to int8-quanto in config.json`."""
+    model = [
         ("gradient_checkpointing", now.is_checkpointed, changed.is_checkpointed),
         ("gradient_checkpointing_keep_attention", now.keeps_attention, changed.keeps_attention),
         ("musubi_blocks_to_swap", now.num_swapped, changed.num_swapped),
         ("train_batch_size", now.batch_size, changed.batch_size),
         ("base_model_precision", now.base_precision, changed.base_precision),
+    ]
+    data = [
         ("video.num_frames", now.bucket.num_frames, changed.bucket.num_frames),
         ("resolution", _size(now.bucket), _size(changed.bucket)),
     ]
-    return " and ".join(f"{key} to {_text(new)}" for key, old, new in values if old != new)
+    parts = [
+        " and ".join(f"{key} to {_text(new)}" for key, old, new in values if old != new) + f" in {file}"
+        for file, values in (("config.json", model), ("multidatabackend.json", data))
+        if any(old != new for _, old, new in values)
+    ]
+    return " and ".join(parts)
 
 
 def _size(bucket: Bucket) -> str:

@@ -9,7 +9,7 @@ Letters: B batch, C channels, T H W latents, S tokens, E model width, N heads, L
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
@@ -86,7 +86,7 @@ class Fit:
         """True unless the worst bucket is too large for the device."""
         return does_fit(self.worst.peak_bytes, self.capacity_bytes)
 
-    def change_after_failure(self, bucket: Bucket, batch_size: int) -> str | None:
+    def remedy_after_failure(self, bucket: Bucket, batch_size: int) -> str | None:
         """The cheapest change, now that a step of this size has run out of memory."""
         return change_after_failure(*_nearest(self.measurements, bucket, batch_size), self.capacity_bytes)
 
@@ -333,33 +333,42 @@ def measure_fit(
     bundle: ModelBundle,
     parameters: Sequence[nn.Parameter],
     batches: Mapping[tuple[Bucket, int], int],
-    *,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Fit:
-    """The fit of a run whose adapter is on and has not learnt yet; `on_progress` hears (done, total) of buckets.
+) -> Generator[tuple[int, int], None, Fit]:
+    """The fit of a run whose adapter is on and has not learnt yet; yields (done, total) of what is measured.
 
-    Where the configuration leaves open whether attention's outputs are kept, that is decided here, and the
-    transformer is set so. Whoever calls it holds `bundle.lock`.
+    Where the configuration leaves open whether attention's outputs are kept, the largest bucket decides, measured
+    alone. If yes, all are measured as the run will go, the largest again; where one of them does not fit after all,
+    attention is recomputed as before and the others are measured so. The transformer is set as decided. Whoever asks
+    for the next holds `bundle.lock`.
     """
     limit, dit = capacity(bundle.device), bundle.dit
     largest = largest_first(batches)[:MOST_MEASURED]
 
-    def measure_all() -> list[Measurement]:
-        measurements = []
-        for done, (bucket, batch_size) in enumerate(largest, start=1):
-            measurements.append(
-                measure_bucket(
-                    dit, parameters, bucket, batch_size=batch_size, text_length=bundle.prompt_encoder.max_length,
-                    device=bundle.device, grid=bundle.grid, base_precision=config.model.base_precision,
-                )
-            )  # fmt: skip
-            on_progress(done, len(largest))
-        return measurements
+    def measure(bucket: Bucket, batch_size: int) -> Measurement:
+        return measure_bucket(
+            dit, parameters, bucket, batch_size=batch_size, text_length=bundle.prompt_encoder.max_length,
+            device=bundle.device, grid=bundle.grid, base_precision=config.model.base_precision,
+        )  # fmt: skip
 
-    measurements = measure_all()
-    if config.model.keep_attention is None and decide_keep_attention(measurements, limit):
+    yield 0, len(largest)
+    measurements = [measure(*largest[0])]
+    done = 1
+    yield done, len(largest)
+    if config.model.keep_attention is None and decide_keep_attention(measurements[0], limit):
         dit.keep_attention = True
-        measurements = measure_all()
+        kept: list[Measurement] = []
+        for of in largest:
+            kept.append(measure(*of))
+            done += 1
+            yield done, done + len(largest) - len(kept)
+            if not does_fit(extrapolate(kept[-1]).peak_bytes, limit):
+                dit.keep_attention = False
+                break
+        measurements = kept if dit.keep_attention else measurements
+    for of in largest[len(measurements) :]:
+        measurements.append(measure(*of))
+        done += 1
+        yield done, done + len(largest) - len(measurements)
     # What the measuring left in PyTorch's store is cut to its own sizes.
     release()
     return predict(measurements, batches, limit)
@@ -372,7 +381,8 @@ def fit_of(
     *,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Fit:
-    """The fit of a run that is not started: its adapter is put on, and taken off again.
+    """The fit of a run that is not started: its adapter is put on, and taken off again. `on_progress` hears (done,
+    total) of what is measured.
 
     Raises:
         DatasetError: no pair is ready.
@@ -387,9 +397,18 @@ def fit_of(
     with bundle.lock, memory_errors(said, lambda: remedy_for_step(config, bundle, None, bucket, batch_size)):
         parameters = attach(config, bundle)
         try:
-            return measure_fit(config, bundle, parameters, batches, on_progress=on_progress)
+            return _finished(measure_fit(config, bundle, parameters, batches), on_progress)
         finally:
             detach(bundle)
+
+
+def _finished(measuring: Generator[tuple[int, int], None, Fit], on_progress: Callable[[int, int], None]) -> Fit:
+    """The fit, measured to the end."""
+    while True:
+        try:
+            on_progress(*next(measuring))
+        except StopIteration as end:
+            return end.value
 
 
 def largest_first(batches: Mapping[tuple[Bucket, int], int]) -> list[tuple[Bucket, int]]:
@@ -405,7 +424,7 @@ def largest_first(batches: Mapping[tuple[Bucket, int], int]) -> list[tuple[Bucke
 def remedy_for_step(config: RunConfig, bundle: ModelBundle, fit: Fit | None, bucket: Bucket, batch_size: int) -> str:
     """What to do after a step of this size has run out of memory; by formula where there is no `fit`."""
     if fit is not None:
-        return fit.change_after_failure(bucket, batch_size) or NOTHING_HELPS
+        return fit.remedy_after_failure(bucket, batch_size) or NOTHING_HELPS
     guess = guess_bucket(
         bundle.dit, (), bucket, batch_size=batch_size, device=bundle.device, grid=bundle.grid,
         base_precision=config.model.base_precision, is_checkpointed=config.model.gradient_checkpointing,
@@ -413,12 +432,13 @@ def remedy_for_step(config: RunConfig, bundle: ModelBundle, fit: Fit | None, buc
     return cheapest_change(guess, guess.setup, capacity(bundle.device)) or NOTHING_HELPS
 
 
-def decide_keep_attention(measurements: Sequence[Measurement], capacity_bytes: int | None) -> bool:
-    """True where steps fit that keep the attention's output of every block; False where memory is not known."""
-    if capacity_bytes is None:
+def decide_keep_attention(measurement: Measurement, capacity_bytes: int | None) -> bool:
+    """True where a checkpointed step fits that keeps the attention's output of every block; False where memory is not
+    known.
+    """
+    if capacity_bytes is None or not measurement.setup.is_checkpointed:
         return False
-    kept = [peak_bytes(m, replace(m.setup, keeps_attention=True)) for m in measurements if m.setup.is_checkpointed]
-    return bool(kept) and all(does_fit(peak, capacity_bytes) for peak in kept)
+    return does_fit(peak_bytes(measurement, replace(measurement.setup, keeps_attention=True)), capacity_bytes)
 
 
 def predict(

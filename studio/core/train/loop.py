@@ -18,6 +18,7 @@ from studio.core.events import (
     CacheProgress,
     CheckpointSaved,
     FitPredicted,
+    FitProgress,
     RunFinished,
     RunStarted,
     RunStopped,
@@ -98,10 +99,19 @@ def train(
     with bundle.lock, memory("before the first step"):
         learner = Learner(config, bundle, encoder, num_steps)
     try:
-        if bundle.device.type == "cuda":
-            with bundle.lock, memory("before the first step"):
-                fit = measure_fit(config, bundle, learner.parameters, sampler.batches)
-            yield _fit_event(fit)
+        if is_measured(bundle):
+            measuring = measure_fit(config, bundle, learner.parameters, sampler.batches)
+            while fit is None:
+                with bundle.lock, memory("before the first step"):
+                    told = _next_measured(measuring)
+                if isinstance(told, Fit):
+                    fit = told
+                    yield _fit_event(fit)
+                else:
+                    yield told
+                if should_stop():
+                    yield RunStopped(step=step, lora="")
+                    return
         if checkpoint:
             with bundle.lock, memory("before the first step"):
                 learner.restore(checkpoint)
@@ -170,6 +180,20 @@ def _save_checkpoint(learner: Learner, folder: RunFolder, bundle: ModelBundle, s
     return CheckpointSaved(step=step, path=path.relative_to(folder.path).as_posix())
 
 
+def is_measured(bundle: ModelBundle) -> bool:
+    """True where a run is measured before its first step: on a GPU, whose memory is known."""
+    return bundle.device.type == "cuda"
+
+
+def _next_measured(measuring: Generator[tuple[int, int], None, Fit]) -> FitProgress | Fit:
+    """How far the measuring is after one size more, or the fit."""
+    try:
+        done, total = next(measuring)
+    except StopIteration as end:
+        return end.value
+    return FitProgress(done=done, total=total)
+
+
 def _fit_event(fit: Fit) -> FitPredicted:
     """The fit as an event; a device with memory to ask for was measured."""
     worst = fit.worst
@@ -189,7 +213,6 @@ def _fit_event(fit: Fit) -> FitPredicted:
         fits=fit.fits,
         change=fit.change,
         keeps_attention=fit.keeps_attention,
-        buckets=tuple((str(f.bucket), f.batch_size, f.seconds, f.peak_bytes or 0) for f in fit.buckets),
     )
 
 
