@@ -56,7 +56,7 @@ def prediction(fit: FitPredicted, w: Words) -> str:
 
 
 def reality(peak_bytes: int | None, seconds_per_step: float | None, w: Words) -> str:
-    """`Actually, steps took up to 40.8 GiB and 12.3 s.`; empty where memory is not known."""
+    """`In fact, a step took 12.3 s and up to 40.8 GiB.`; empty where memory is not known."""
     if peak_bytes is None:
         return ""
     if seconds_per_step is None:

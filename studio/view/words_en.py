@@ -152,7 +152,7 @@ TEXTS = {
     "fit.keeps": "attention is kept for the backward pass",
     "fit.recomputes": "attention is computed again in the backward pass",
     "fit.actual": "In fact, a step took up to {peak} GiB.",
-    "fit.actual_pace": "In fact, a step took up to {peak} GiB and {seconds} s.",
+    "fit.actual_pace": "In fact, a step took {seconds} s and up to {peak} GiB.",
     "fit.warning": "This may run out of memory.",
     "state.new": "Starting",
     "state.caching": "Encoding the clips",

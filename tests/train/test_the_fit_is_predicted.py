@@ -420,7 +420,7 @@ def test_the_batch_size_is_named_where_it_is_not_one():
 
 
 def test_what_steps_took_is_a_whole_sentence():
-    assert reality(43 * GIB, 12.3, words("en")) == "In fact, a step took up to 43.0 GiB and 12.3 s."
+    assert reality(43 * GIB, 12.3, words("en")) == "In fact, a step took 12.3 s and up to 43.0 GiB."
     assert reality(43 * GIB, None, words("en")) == "In fact, a step took up to 43.0 GiB."
     assert reality(43 * GIB, None, words("es")) == "En realidad, un paso ocupó hasta 43,0 GiB."
     assert reality(None, 12.3, words("en")) == ""
