@@ -9,6 +9,14 @@ from studio.core.data.shapes import BASE_MOTIONS, EFFECT, draw_clips, random_sce
 from studio.core.model.load import load_bundle
 
 
+@pytest.fixture(scope="session", autouse=True)
+def leave_the_home_alone(tmp_path_factory):
+    """What checks find is kept in a folder of the tests, also by the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LONGCAT_STUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle():
     """The tiny checkpoint on the CPU; whoever puts an adapter on takes it off again."""

@@ -12,6 +12,7 @@ from studio.core.config import DataConfig, DatasetConfig, ModelConfig, RunConfig
 from studio.core.data.check import Probes, Progress, check_dataset, check_project
 from studio.core.data.dataset import training_pairs
 from studio.core.data.decode import extract_start_frames
+from studio.core.data.probe_cache import ProbeCache
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.memory import release
@@ -60,7 +61,7 @@ class Workshop:
     settings: AppSettings
     folder: Path = field(default_factory=_private_folder)
     """Previews and finished samples, for the browser to fetch."""
-    probes: Probes = field(default_factory=Probes)
+    probes: Probes = field(init=False)
     opened: dict[str, Opened] = field(default_factory=dict)
     latest: str | None = None
     """Path of the dataset opened last: a reloaded page shows it again."""
@@ -72,6 +73,10 @@ class Workshop:
     """The model of `job`."""
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        # A Space keeps no word of its visitors' files.
+        self.probes = Probes(disk=ProbeCache(None)) if self.settings.is_space else Probes()
 
     def open(self, path: str, progress: Progress | None = None) -> Opened:
         """Checks the dataset at a path and remembers it. Raises ConfigError."""

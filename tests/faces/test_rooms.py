@@ -67,6 +67,11 @@ def test_a_space_renders_no_more_than_a_visitor_may_ask_for(make_workshop, is_sp
     assert asked == ((33, 30, 256, 128) if is_space else (401, 900, 1024, 128))
 
 
+@pytest.mark.parametrize("is_space", [True, False])
+def test_a_space_keeps_nothing_about_its_visitors_files(make_workshop, is_space):
+    assert (make_workshop(is_space=is_space).probes.disk.folder is None) == is_space
+
+
 @pytest.mark.parametrize(("alpha", "kept"), [(16.0, 16.0), (8.0, 4.0), (None, None)])
 def test_alpha_stays_unless_it_was_the_rank(alpha, kept):
     lora = _with_rank(LoraSettings(rank=8, alpha=alpha, dropout=0.1), 4)

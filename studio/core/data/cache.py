@@ -6,7 +6,6 @@ What computes them is handed in: nothing here knows the model.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import nn
 from studio.core.errors import MediaError
 
 _TENSOR = "tensor"
-_CHUNK = 1 << 20
 _SAMPLED = 64
 """Numbers of each tensor that go into a fingerprint: training changes them all, and reading them is quick."""
 
@@ -57,23 +55,6 @@ class LatentCache:
                 "Check that the disk is not full, or choose another cache_dir.",
             ) from error
         return tensor
-
-
-def cache_key(*parts: str | int | float) -> str:
-    """sha256 of everything that a tensor depends on."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file's bytes. Raises MediaError."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise MediaError(f"{path.name} cannot be read: {error.strerror}.", "Check the dataset again.") from error
-    return digest.hexdigest()
 
 
 def fingerprint(module: nn.Module) -> str:

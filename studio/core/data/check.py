@@ -1,4 +1,4 @@
-"""The check of a dataset: every clip, start frame, caption and problem in one pass; nothing is written."""
+"""The check of a dataset: every clip, start frame, caption and problem in one pass; nothing is written to it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.bucket import aspect_issue, assign_bucket, small_buckets
 from studio.core.data.pair import PairedFiles, orphan_frames, pair_files
 from studio.core.data.probe import probe_clip, probe_start_frame
+from studio.core.data.probe_cache import ProbeCache, file_state, user_cache
 from studio.core.data.scan import Scan, relative_name, scan_folder
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.geometry import GridSpec
@@ -17,37 +18,33 @@ from studio.core.simpletuner import Project, read_project
 from studio.core.simpletuner_values import off_stride_note
 from studio.core.types import Clip, DatasetReport, Issue, IssueCode, Pair, Severity, StartFrame
 
+_FileState = tuple[Path, int, int]
+
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips in all)."""
-
-_FileState = tuple[Path, int, int]
 
 
 @dataclass(slots=True)
 class Probes:
     """What was found in files, kept by whoever checks again: unchanged files are not decoded twice."""
 
+    disk: ProbeCache = field(default_factory=user_cache)
+    """What other processes found; asked for files that this one has not seen."""
     clips: dict[_FileState, Clip | MediaError] = field(default_factory=dict)
     start_frames: dict[_FileState, StartFrame | MediaError] = field(default_factory=dict)
 
     def clip(self, path: Path) -> Clip | MediaError:
         """The clip, or why there is none."""
-        state = _state(path)
+        state = file_state(path)
         if state not in self.clips:
-            try:
-                self.clips[state] = probe_clip(path)
-            except MediaError as error:
-                self.clips[state] = _without_traceback(error)
+            self.clips[state] = self.disk.get_or_probe(path, Clip, probe_clip)
         return self.clips[state]
 
     def start_frame(self, path: Path) -> StartFrame | MediaError:
         """The start frame, or why there is none."""
-        state = _state(path)
+        state = file_state(path)
         if state not in self.start_frames:
-            try:
-                self.start_frames[state] = probe_start_frame(path)
-            except MediaError as error:
-                self.start_frames[state] = _without_traceback(error)
+            self.start_frames[state] = self.disk.get_or_probe(path, StartFrame, probe_start_frame)
         return self.start_frames[state]
 
 
@@ -87,21 +84,8 @@ def check_dataset(data: DataConfig, *, progress: Progress | None = None, probes:
             progress(done, len(todo))
     issues += _orphans(data, scans, frozenset(used))
     issues += small_buckets(pairs, data)
+    probes.disk.drop_old()
     return DatasetReport(pairs=tuple(pairs), issues=tuple(issues))
-
-
-def _state(path: Path) -> _FileState:
-    """What changes when a file does; a file that is gone has none, and its probe says so."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return path, 0, 0
-    return path, stat.st_size, stat.st_mtime_ns
-
-
-def _without_traceback(error: MediaError) -> MediaError:
-    """The same error, holding on to no frames of the decoder."""
-    return type(error)(error.message, error.remedy)
 
 
 def _check_alignment(data: DataConfig) -> list[Issue]:

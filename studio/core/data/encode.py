@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from studio.core.config import DataConfig, DatasetConfig
-from studio.core.data.cache import LatentCache, cache_key, file_hash
+from studio.core.data.cache import LatentCache
 from studio.core.data.decode import read_frames, read_image, resize_frames
+from studio.core.data.digest import cache_key, file_hash
 from studio.core.data.seeds import seeded
 from studio.core.errors import DatasetError
 from studio.core.types import Bucket, Clip, Pair

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from studio.core.config import RunConfig
 from studio.core.config_json import run_config_to_json
-from studio.core.data.cache import file_hash
+from studio.core.data.digest import file_hash
 from studio.core.errors import CheckpointError, MediaError
 
 logger = logging.getLogger(__name__)
