@@ -67,7 +67,8 @@ class Reading:
         """
         sections: Sections = {}
         if not isinstance(members, dict):
-            self.error(at, prefix.rstrip("."), f"an object in braces is expected, not {_show(members)}.", "")
+            what = f"an object in braces is expected, not {_show(members)}."
+            self.error(at, prefix.rstrip("."), what, "Write { ... } around its keys.")
             return sections
         for key, (written, value) in self._canonical(members, at, prefix).items():
             place, subject = (*at, written), prefix + key

@@ -188,6 +188,10 @@ def probe_start_frame(path: Path) -> StartFrame:
     return StartFrame(path=path, height=image.height, width=image.width)
 
 
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError)
+"""What Pillow raises on broken files."""
+
+
 def load_image(path: Path) -> Image.Image:
     """The decoded image, upright, in whatever mode it was stored.
 
@@ -204,6 +208,8 @@ def load_image(path: Path) -> Image.Image:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise too_large
+            image.verify()  # the checksums of a PNG, which loading it does not look at
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             image.load()
             return ImageOps.exif_transpose(image)
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -212,5 +218,13 @@ def load_image(path: Path) -> Image.Image:
         raise too_large from error
     except UnidentifiedImageError as error:
         raise MediaError(f"{path.name} is not a PNG, JPEG or WebP image.", "Save it as PNG, or delete it.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        raise MediaError(f"{path.name} is damaged or cut off ({error}).", _COPY_AGAIN) from error
+    except PermissionError as error:
+        raise MediaError(f"{path.name} cannot be read: {error.strerror}.", "Check its permissions.") from error
+    except _IMAGE_ERRORS as error:
+        raise MediaError(f"{path.name} is damaged or cut off ({_one_line(error)}).", _COPY_AGAIN) from error
+
+
+def _one_line(error: Exception) -> str:
+    """What an error says, without the path that the system's errors carry."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(said.split())

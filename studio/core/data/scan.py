@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 CLIP_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
 CAPTION_SUFFIX = ".txt"
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What would break a line, or give orders to a terminal."""
 _FOREIGN_SUFFIXES = frozenset(
     {
         ".avi",
@@ -80,9 +83,14 @@ def _walk(folder: Path, root: Path, found: dict[str, list[Path]], skipped: list[
         if entry.name.startswith("."):
             continue
         path = Path(entry.path)
-        shown = os.fsencode(relative_name(path, root)).decode("utf-8", "backslashreplace")
+        shown = _printable(relative_name(path, root))
+        if _CONTROL.search(entry.name):
+            skipped.append(Skipped(name=shown, reason="its name holds a control character", remedy="Rename it."))
+            continue
         if entry.is_dir(follow_symlinks=False):
             try:
+                if _kind(path) in found and not any(path.iterdir()):
+                    skipped.append(Skipped(name=shown, reason="it is an empty folder, no file", remedy="Delete it."))
                 _walk(path, root, found, skipped)
             except OSError as error:
                 reason = f"the folder cannot be listed ({error.strerror})"
@@ -96,6 +104,12 @@ def _walk(folder: Path, root: Path, found: dict[str, list[Path]], skipped: list[
             skipped.append(fault)
         elif kind in found:
             found[kind].append(path)
+
+
+def _printable(name: str) -> str:
+    """The name with bytes that are not UTF-8, line breaks and the like written out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def _kind(path: Path) -> str | None:
