@@ -25,7 +25,7 @@ from studio.core.data.digest import cache_key, file_hash
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.types import Clip, StartFrame
 
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 """To be raised when `probe_clip` or `probe_start_frame` would find or say something else about the same file."""
 
 MAX_ENTRIES = 100_000
