@@ -8,14 +8,13 @@ Letters: B batch, T frames, S tokens, E model width, N heads, D head width.
 
 from __future__ import annotations
 
-import os
-from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
 import triton
 
 from . import fused_kernels
+from .triton_path import gpu_refusal, is_interpreted, on_device
 
 EPS = 1e-6
 ROWS = 8
@@ -34,15 +33,11 @@ def refusal(device: torch.device | str, dtype: torch.dtype) -> str | None:
     device = torch.device(device)
     if dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"the fused kernels take bf16, fp16 and fp32, not {str(dtype).removeprefix('torch.')}"
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if is_interpreted():
         return None
-    if device.type != "cuda" or not torch.cuda.is_available():
+    if device.type != "cuda":
         return f"the fused kernels need a CUDA device, not {device.type}"
-    if torch.version.hip is not None:
-        return "the fused kernels are untried on AMD GPUs"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "the fused kernels need a GPU of compute capability 8.0 or higher"
-    return None
+    return gpu_refusal(device, "the fused kernels")
 
 
 def modulate(x_BSE: torch.Tensor, shift_BT1E: torch.Tensor, scale_BT1E: torch.Tensor) -> torch.Tensor:
@@ -121,7 +116,7 @@ def quantise_rows(x_MK: torch.Tensor, columns_K: torch.Tensor | None = None) -> 
     rows, width = x.shape
     out = torch.empty_like(x, dtype=torch.float8_e4m3fn)
     scale = x.new_empty(rows, 1, dtype=torch.float32)
-    with _on_device(x):
+    with on_device(x):
         kernels.quantise_rows_kernel[(rows,)](
             x, scale if columns_K is None else columns_K, out, scale, width, torch.finfo(out.dtype).max,
             ROW=triton.next_power_of_2(width), BY_COLUMN=columns_K is not None, num_warps=_warps(width),
@@ -136,12 +131,8 @@ class _ModulatedNorm(torch.autograd.Function):
         ctx.how = how
         ctx.save_for_backward(x, scale)
         out = torch.empty_like(x)
-        rows, width = x.numel() // x.shape[-1] // frames, x.shape[-1]
-        with _on_device(x):
-            kernels.modulated_norm_kernel[(triton.cdiv(rows, ROWS), frames)](
-                x, shift, scale, out, rows, stride, width, EPS, ROWS=ROWS, BLOCK=triton.next_power_of_2(width),
-                ONE_PLUS=one_plus, num_warps=_warps(width),
-            )  # fmt: skip
+        kernel = kernels.modulated_norm_kernel
+        _launch_by_frame(kernel, out, frames, stride, x, shift, scale, out, after=EPS, ONE_PLUS=one_plus)
         return out
 
     @staticmethod
@@ -149,12 +140,8 @@ class _ModulatedNorm(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         frames, stride, one_plus = ctx.how
         grad, dx = grads[0].contiguous(), torch.empty_like(x)
-        rows, width = x.numel() // x.shape[-1] // frames, x.shape[-1]
-        with _on_device(x):
-            kernels.modulated_norm_backward_kernel[(triton.cdiv(rows, ROWS), frames)](
-                x, scale, grad, dx, rows, stride, width, EPS, ROWS=ROWS, BLOCK=triton.next_power_of_2(width),
-                ONE_PLUS=one_plus, num_warps=_warps(width),
-            )  # fmt: skip
+        kernel = kernels.modulated_norm_backward_kernel
+        _launch_by_frame(kernel, dx, frames, stride, x, scale, grad, dx, after=EPS, ONE_PLUS=one_plus)
         return dx, None, None, None, None, None
 
 
@@ -222,14 +209,14 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(a, b)
         out = torch.empty_like(a)
-        with _on_device(a):
+        with on_device(a):
             kernels.swiglu_kernel[(triton.cdiv(a.numel(), FLAT),)](a, b, out, a.numel(), BLOCK=FLAT)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         a, b = ctx.saved_tensors
-        with _on_device(a):
+        with on_device(a):
             kernels.swiglu_backward_kernel[(triton.cdiv(a.numel(), FLAT),)](
                 a, b, grads[0].contiguous(), a.numel(), BLOCK=FLAT
             )
@@ -244,13 +231,24 @@ def _add(
     """x + gate * update, or x + update from row `start` of a sample on, or gate * update."""
     out = torch.empty_like(update if x is None else x)
     frames = out.shape[0] if gate is None else gate.shape[0] * gate.shape[1]
-    rows, width = out.numel() // out.shape[-1] // frames, out.shape[-1]
-    with _on_device(out):
-        kernels.add_gated_kernel[(triton.cdiv(rows, ROWS), frames)](
-            out if x is None else x, update, out if gate is None else gate, out, rows, stride, width, start, ROWS=ROWS,
-            BLOCK=triton.next_power_of_2(width), GATED=gate is not None, HAS_X=x is not None, num_warps=_warps(width),
-        )  # fmt: skip
+    _launch_by_frame(
+        kernels.add_gated_kernel, out, frames, stride, out if x is None else x, update, out if gate is None else gate,
+        out, after=start, GATED=gate is not None, HAS_X=x is not None,
+    )  # fmt: skip
     return out
+
+
+def _launch_by_frame(
+    kernel: Any, out: torch.Tensor, frames: int, stride: int, *tensors: torch.Tensor, after: float, **flags: bool
+) -> None:
+    """Starts a kernel that takes ROWS rows of a frame in a program; `after` is its last argument."""
+    width = out.shape[-1]
+    rows = out.numel() // width // frames
+    with on_device(out):
+        kernel[(triton.cdiv(rows, ROWS), frames)](
+            *tensors, rows, stride, width, after, ROWS=ROWS, BLOCK=triton.next_power_of_2(width),
+            num_warps=_warps(width), **flags,
+        )  # fmt: skip
 
 
 def _launch_head_norm(
@@ -260,7 +258,7 @@ def _launch_head_norm(
     """Fills q, and k and v where they are given, from a projection [B, S, parts, N, D]."""
     batch, tokens, parts, heads, width = x.shape
     rotates = cos is not None
-    with _on_device(x):
+    with on_device(x):
         kernels.head_norm_kernel[(batch * tokens, 1 if k is None else 2 if v is None else 3)](
             x, q_weight, k_weight, cos if rotates else x, sin if rotates else x, q, q if k is None else k,
             q if v is None else v, parts * heads * width, tokens, before, EPS, N=heads, D=width, ROTATE=rotates,
@@ -278,7 +276,7 @@ def _head_norm_backward(
     grads = grads if len(grads) == 6 else grads * 6
     rotates = cos is not None
     dx = torch.empty_like(x)
-    with _on_device(x):
+    with on_device(x):
         kernels.head_norm_backward_kernel[(batch * tokens, parts)](
             x, q_weight, k_weight, cos if rotates else x, sin if rotates else x, *grads,
             *(grad.stride()[:3] for grad in grads), dx, tokens, num_held, EPS, N=heads, D=width, ROTATE=rotates,
@@ -308,8 +306,3 @@ def _frame_stride(*rows_BT1E: torch.Tensor) -> int:
 
 def _warps(width: int) -> int:
     return 8 if width >= 2048 else 4
-
-
-def _on_device(x: torch.Tensor) -> Any:
-    """Triton launches on the current device."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

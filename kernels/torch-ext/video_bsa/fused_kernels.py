@@ -12,6 +12,14 @@ import triton.language as tl
 
 
 @triton.jit
+def _centred(row_ptr, mask, width, eps):
+    """(a row without its mean, the inverse of its standard deviation), fp32."""
+    x = tl.load(row_ptr, mask=mask, other=0.0).to(tl.float32)
+    centred = tl.where(mask, x - tl.sum(x, 0) / width, 0.0)
+    return centred, tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+
+
+@triton.jit
 def modulated_norm_kernel(
     x_ptr, shift_ptr, scale_ptr, out_ptr, rows_per_frame, frame_stride, width, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE_PLUS: tl.constexpr,
@@ -28,9 +36,7 @@ def modulated_norm_kernel(
         row = tl.program_id(0) * ROWS + step
         mask = inside & (row < rows_per_frame)
         at = (frame.to(tl.int64) * rows_per_frame + row) * width + cols
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        centred = tl.where(mask, x - tl.sum(x, 0) / width, 0.0)
-        inverse = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+        centred, inverse = _centred(x_ptr + at, mask, width, eps)
         out = centred * inverse * scale + shift
         tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -51,10 +57,8 @@ def modulated_norm_backward_kernel(
         row = tl.program_id(0) * ROWS + step
         mask = inside & (row < rows_per_frame)
         at = (frame.to(tl.int64) * rows_per_frame + row) * width + cols
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        centred, inverse = _centred(x_ptr + at, mask, width, eps)
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32) * scale
-        centred = tl.where(mask, x - tl.sum(x, 0) / width, 0.0)
-        inverse = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
         normed = centred * inverse
         along = tl.sum(grad * normed, 0) / width
         dx = inverse * (grad - tl.sum(grad, 0) / width - normed * along)

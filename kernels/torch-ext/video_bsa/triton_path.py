@@ -49,13 +49,18 @@ def refusal_for(device: torch.device, dtype: torch.dtype, head_width: int, block
         return f"the block-sparse kernels take blocks of up to {most} tokens in this type, not {math.prod(block)}"
     if is_interpreted() and dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bf16 wrongly: give it fp32 or fp16"
-    if device.type == "cuda" and not torch.cuda.is_available():
-        return "the block-sparse kernels need a CUDA device, and PyTorch finds none"
-    if device.type == "cuda" and torch.version.hip is not None:
-        return "the block-sparse kernels are untried on AMD GPUs"
-    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
+    return gpu_refusal(device, "the block-sparse kernels") if device.type == "cuda" else None
+
+
+def gpu_refusal(device: torch.device, kernels: str) -> str | None:
+    """Why a CUDA device does not run `kernels`, the subject of the sentence; None where it does."""
+    if not torch.cuda.is_available():
+        return f"{kernels} need a CUDA device, and PyTorch finds none"
+    if torch.version.hip is not None:
+        return f"{kernels} are untried on AMD GPUs"
+    if torch.cuda.get_device_capability(device) < (8, 0):
         major, minor = torch.cuda.get_device_capability(device)
-        return f"the block-sparse kernels need a GPU of compute capability 8.0 or higher, this one has {major}.{minor}"
+        return f"{kernels} need a GPU of compute capability 8.0 or higher, this one has {major}.{minor}"
     return None
 
 
@@ -79,7 +84,7 @@ def select(
     q: torch.Tensor, k: torch.Tensor, blocks_q: BlockGrid, blocks_k: BlockGrid, *, sparsity: float, keep_first: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(indices int32 [B, N, Mq, R], counts int32 [B, N, Mq]) of the key blocks that score highest."""
-    with _on_device(q):
+    with on_device(q):
         q, k = _rows_contiguous(q), _rows_contiguous(k)
         kept = num_kept(sparsity, blocks_k.num_blocks)
         per_frame = blocks_k.counts[1] * blocks_k.counts[2] if keep_first else None
@@ -93,7 +98,7 @@ def forward(
     blocks_q: BlockGrid, blocks_k: BlockGrid,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """(out [B, N, Sq, D], lse fp32 [B, N, Sq])."""
-    with _on_device(q):
+    with on_device(q):
         q, k, v = (_rows_contiguous(x) for x in (q, k, v))
         indices, counts = indices.contiguous(), counts.contiguous()
         out = tokens_first_empty(q)
@@ -114,7 +119,7 @@ def backward(
     indices: torch.Tensor, counts: torch.Tensor, blocks_q: BlockGrid, blocks_k: BlockGrid,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """(dq, dk, dv), each in the shape of what it belongs to."""
-    with _on_device(q):
+    with on_device(q):
         grad, q, k, v, out = (_rows_contiguous(x) for x in (grad, q, k, v, out))
         indices, counts, lse = indices.contiguous(), counts.contiguous(), lse.contiguous()
         dq, dk, dv = (tokens_first_empty(x) for x in (q, k, v))
@@ -139,6 +144,6 @@ def _rows_contiguous(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _on_device(x: torch.Tensor) -> AbstractContextManager[object]:
+def on_device(x: torch.Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
