@@ -22,9 +22,10 @@ from studio.core.model.loading_room import room_for_weights
 from studio.core.model.lora import adapter_names
 from studio.core.model.memory import is_out_of_memory, memory_errors
 from studio.core.runlog import RunState
-from studio.core.sample.room import VideoSize, has_room_for_both, needed_bytes, room_for_decoding, room_for_sample
+from studio.core.sample.room import has_room_for_both, needed_bytes, room_for_decoding, room_for_sample
 from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.train.job import run_inline
+from studio.core.types import Bucket
 from studio.ui.sample_tab import _render
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
@@ -251,7 +252,7 @@ def test_loading_asks_for_as_much_swap_as_the_device_needs(published, monkeypatc
 
 def test_a_sample_is_given_swap_then_fewer_frames_then_a_smaller_size(tiny_bundle, published, monkeypatch):
     bundle = replace(tiny_bundle, dit=published)
-    size = VideoSize(num_frames=93, height=480, width=832)
+    size = Bucket(num_frames=93, height=480, width=832)
 
     def remedy(free, change=room_for_sample):
         monkeypatch.setattr("studio.core.sample.room.free_bytes", lambda _: int(free * GIB))
@@ -273,7 +274,7 @@ def test_a_sample_is_given_swap_then_fewer_frames_then_a_smaller_size(tiny_bundl
 
 def test_guidance_takes_one_batch_where_both_prompts_have_room(tiny_bundle, published, monkeypatch):
     bundle = replace(tiny_bundle, dit=published)
-    size = VideoSize(num_frames=93, height=480, width=832)
+    size = Bucket(num_frames=93, height=480, width=832)
     assert has_room_for_both(bundle, size), "on a CPU there is nobody to ask"
     needed = needed_bytes(bundle, size, num_prompts=2)
     for free, fits in ((needed, True), (needed - 1, False)):

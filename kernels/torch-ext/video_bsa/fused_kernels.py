@@ -12,11 +12,10 @@ import triton.language as tl
 
 
 @triton.jit
-def _centred(row_ptr, mask, width, eps):
-    """(a row without its mean, the inverse of its standard deviation), fp32."""
+def _centred(row_ptr, mask, width):
+    """A row without its mean, fp32; zero where masked."""
     x = tl.load(row_ptr, mask=mask, other=0.0).to(tl.float32)
-    centred = tl.where(mask, x - tl.sum(x, 0) / width, 0.0)
-    return centred, tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
+    return tl.where(mask, x - tl.sum(x, 0) / width, 0.0)
 
 
 @triton.jit
@@ -36,7 +35,8 @@ def modulated_norm_kernel(
         row = tl.program_id(0) * ROWS + step
         mask = inside & (row < rows_per_frame)
         at = (frame.to(tl.int64) * rows_per_frame + row) * width + cols
-        centred, inverse = _centred(x_ptr + at, mask, width, eps)
+        centred = _centred(x_ptr + at, mask, width)
+        inverse = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
         out = centred * inverse * scale + shift
         tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -57,7 +57,8 @@ def modulated_norm_backward_kernel(
         row = tl.program_id(0) * ROWS + step
         mask = inside & (row < rows_per_frame)
         at = (frame.to(tl.int64) * rows_per_frame + row) * width + cols
-        centred, inverse = _centred(x_ptr + at, mask, width, eps)
+        centred = _centred(x_ptr + at, mask, width)
+        inverse = tl.rsqrt(tl.sum(centred * centred, 0) / width + eps)
         grad = tl.load(grad_ptr + at, mask=mask, other=0.0).to(tl.float32) * scale
         normed = centred * inverse
         along = tl.sum(grad * normed, 0) / width

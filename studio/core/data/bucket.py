@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.decode import cover_box
-from studio.core.geometry import GridSpec, bucket_size
+from studio.core.geometry import GridSpec, bucket_size, round_to_grid
 from studio.core.types import Bucket, Clip, Issue, IssueCode, Pair, Severity, StartFrame
 
 MIN_FRAMES = 5
@@ -157,3 +158,13 @@ def small_buckets(pairs: Iterable[Pair], data: DataConfig) -> tuple[Issue, ...]:
         for bucket, count in counts.items()
         if count < data.train_batch_size
     )
+
+
+def smaller_buckets(bucket: Bucket, grid: GridSpec) -> Iterator[Bucket]:
+    """Fewer frames, down to two latents; then all frames in smaller sizes of about the same shape."""
+    for frames in range(bucket.num_frames - grid.temporal_stride, grid.temporal_stride, -grid.temporal_stride):
+        yield replace(bucket, num_frames=frames)
+    unit, short = grid.pixel_multiple, min(bucket.height, bucket.width)
+    for edge in range(short - unit, 0, -unit):
+        height, width = (round_to_grid(side * edge / short, unit) for side in (bucket.height, bucket.width))
+        yield replace(bucket, height=height, width=width)

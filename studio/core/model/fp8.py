@@ -18,7 +18,7 @@ FP8 = torch.float8_e4m3fn
 
 
 class Fp8Linear(nn.Linear):
-    """A frozen linear, its `weight` in fp8 [N, K] and `scale` fp32 [N]; a gradient reaches its input only.
+    """`linear`, frozen, on its device: `weight` in fp8 [N, K], `scale` fp32 [N]; a gradient reaches the input only.
 
     On a CUDA device of compute capability 8.9 or higher the products run in fp8; on a CPU they are those of the same
     rounded numbers, in the type of the input.
@@ -35,11 +35,6 @@ class Fp8Linear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[..., N] of [..., K], in the type of the input."""
         return _Fp8Product.apply(input, self.weight, self.scale, self.bias)  # pyright: ignore[reportReturnType]
-
-
-def quantise_linear_fp8(linear: nn.Linear) -> nn.Linear:
-    """`linear` as `Fp8Linear`, on the same device."""
-    return Fp8Linear(linear)
 
 
 def quantise_rows(x_MK: torch.Tensor, columns_K: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 from studio.core.config import BasePrecision, ModelConfig
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.memory import FORWARD_BYTES, NOTHING_HELPS
-from studio.core.model.precision import FP8_CAPABILITY, LARGE_LINEARS
+from studio.core.model.precision import LARGE_LINEARS, eight_bits_for
 from studio.core.model.swap import NUM_SLOTS
 
 WORK_TOKENS = 37_440
@@ -34,8 +34,7 @@ def room_for_weights(
     free -= FORWARD_BYTES * WORK_TOKENS * width * itemsize
     free -= sum(_bytes(name, shape, itemsize) for name, shape in shapes.items() if not name.startswith("blocks."))
     block = {name: shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
-    smaller = "fp8-torchao" if torch.cuda.get_device_capability(device) >= FP8_CAPABILITY else "int8-quanto"
-    for precision in dict.fromkeys((config.base_precision, smaller)):
+    for precision in dict.fromkeys((config.base_precision, eight_bits_for(device))):
         of_block = sum(_bytes(name, shape, itemsize, precision) for name, shape in block.items())
         for count in range(config.blocks_to_swap, depth):
             changes = _changes(config, precision, count)

@@ -11,7 +11,7 @@ import torch
 
 from studio.core.errors import OutOfMemory
 from studio.core.model.dit import LongCatVideoTransformer3DModel
-from studio.core.model.swap import NUM_SLOTS
+from studio.core.model.swap import NUM_SLOTS, plain_tensors
 
 FORWARD_BYTES = 14
 """Working memory of a forward without gradients, for each token, channel of the model's width and byte of its dtype
@@ -51,11 +51,7 @@ def allocated_bytes(device: torch.device) -> int | None:
 
 def tensor_bytes(tensor: torch.Tensor) -> int:
     """Bytes that a tensor takes; of a quantised one those of its parts."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is None:
-        return tensor.numel() * tensor.element_size()
-    names, _ = flatten()
-    return sum(tensor_bytes(getattr(tensor, name)) for name in names)
+    return sum(plain.nbytes for plain in plain_tensors(tensor))
 
 
 def gib(size: float) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 from studio.core.config import BasePrecision
 from studio.core.errors import DeviceError
 from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.fp8 import Fp8Linear
 
 LARGE_LINEARS = (
     "attn.qkv", "attn.proj", "cross_attn.q_linear", "cross_attn.kv_linear", "cross_attn.proj",
@@ -22,6 +23,12 @@ LARGE_LINEARS = (
 
 FP8_CAPABILITY = (8, 9)
 """The first CUDA compute capability whose tensor cores multiply fp8."""
+
+
+def eight_bits_for(device: torch.device) -> BasePrecision:
+    """The precision of one byte a weight that a device is good at."""
+    has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    return "fp8-torchao" if has_fp8 else "int8-quanto"
 
 
 def quantise_blocks(
@@ -69,7 +76,7 @@ def _notices(precision: BasePrecision, device: torch.device) -> tuple[str, ...]:
         return ()
     if device.type == "cpu":
         return ("fp8-torchao on a CPU: weights are stored in fp8 and multiplied in full precision, slowly.",)
-    if torch.cuda.get_device_capability(device) < FP8_CAPABILITY:
+    if eight_bits_for(device) != precision:
         raise DeviceError(
             f"base_model_precision is fp8-torchao, but {torch.cuda.get_device_name(device)} has no fp8 tensor cores "
             "(compute capability 8.9 or later).",
@@ -90,9 +97,7 @@ def _quantise_int8(block: nn.Module) -> None:
 
 def _quantise_fp8(block: nn.Module) -> None:
     """fp8 (e4m3) weights; inputs are rounded to fp8 too where tensor cores multiply it."""
-    from studio.core.model.fp8 import quantise_linear_fp8
-
     for name in LARGE_LINEARS:
         parent, _, own = name.rpartition(".")
         linear = cast(nn.Linear, block.get_submodule(name))
-        setattr(block.get_submodule(parent), own, quantise_linear_fp8(linear))
+        setattr(block.get_submodule(parent), own, Fp8Linear(linear))

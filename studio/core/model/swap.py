@@ -140,16 +140,16 @@ class _Layout:
 
 def _tensors(module: nn.Module) -> list[torch.Tensor]:
     """The plain tensors behind every parameter and buffer, in order."""
-    return [plain for tensor in (*module.parameters(), *module.buffers()) for plain in _plain(tensor)]
+    return [plain for tensor in (*module.parameters(), *module.buffers()) for plain in plain_tensors(tensor)]
 
 
-def _plain(tensor: torch.Tensor) -> list[torch.Tensor]:
+def plain_tensors(tensor: torch.Tensor) -> list[torch.Tensor]:
     """The tensor itself, or those that a quantised one is made of."""
     flatten = getattr(tensor, "__tensor_flatten__", None)
     if flatten is None:
         return [tensor]
     names, _ = flatten()
-    return [plain for name in names for plain in _plain(getattr(tensor, name))]
+    return [plain for name in names for plain in plain_tensors(getattr(tensor, name))]
 
 
 def _point(tensors: Sequence[torch.Tensor], at: Sequence[torch.Tensor]) -> None:

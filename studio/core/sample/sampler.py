@@ -22,8 +22,9 @@ from studio.core.model.lora import lora_applied
 from studio.core.model.memory import memory_errors
 from studio.core.model.vae import decode_latents, encode_video, frames_to_video, video_to_frames
 from studio.core.sample.denoise import denoise
-from studio.core.sample.room import VideoSize, has_room_for_both, room_for_decoding, room_for_sample
+from studio.core.sample.room import has_room_for_both, room_for_decoding, room_for_sample
 from studio.core.sample.video import make_folder, write_video
+from studio.core.types import Bucket
 
 MAX_EDGE = 4096
 """Pixels; the largest published bucket has 2048."""
@@ -128,11 +129,12 @@ def render(
     """
     settings = resolve_settings(request, bundle)
     size = _size(settings)
+    shown = f"a video of {size.num_frames} frames of {size.height}x{size.width}"
     make_folder(out.parent)
     started = time.perf_counter()
     generator = torch.Generator().manual_seed(request.seed)
     image = resize_frames(request.start_frame, settings.height, settings.width)
-    said = f"The device ran out of memory while a video of {size} was rendered."
+    said = f"The device ran out of memory while {shown} was rendered."
     with memory_errors(said, lambda: room_for_sample(bundle, size)):
         held = encode_video(bundle.vae, frames_to_video(image[None]), generator)
         grid = bundle.grid.latent_grid(settings.num_frames, settings.height, settings.width)
@@ -162,7 +164,7 @@ def render(
             tick = now
             if should_stop():
                 return
-    said = f"The device ran out of memory while a video of {size} was decoded."
+    said = f"The device ran out of memory while {shown} was decoded."
     with memory_errors(said, lambda: room_for_decoding(bundle, size)):
         frames = video_to_frames(decode_latents(bundle.vae, latents)[0])
     seconds = time.perf_counter() - started
@@ -180,8 +182,8 @@ def render(
     )
 
 
-def _size(settings: SampleSettings) -> VideoSize:
-    return VideoSize(num_frames=settings.num_frames, height=settings.height, width=settings.width)
+def _size(settings: SampleSettings) -> Bucket:
+    return Bucket(num_frames=settings.num_frames, height=settings.height, width=settings.width)
 
 
 def describe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from studio.core.data.bucket import smaller_buckets
 from studio.core.geometry import GridSpec, round_to_grid
 from studio.core.model.memory import gib
 from studio.core.train.estimate import Measurement, Setup, Sizes, does_fit, peak_bytes
@@ -52,7 +53,7 @@ def _candidates(now: Setup, sizes: Sizes) -> Iterator[Setup]:
         yield from _swapped(replace(frugal, batch_size=batch_size), sizes)
     if now.base_precision == "no_change" and not now.is_offloaded:
         yield from _swapped(replace(frugal, base_precision=sizes.smaller_precision), sizes)
-    for bucket in _smaller_buckets(now.bucket, sizes.grid):
+    for bucket in smaller_buckets(now.bucket, sizes.grid):
         yield from _swapped(replace(frugal, batch_size=1, bucket=bucket), sizes)
 
 
@@ -66,16 +67,6 @@ def _swapped(setup: Setup, sizes: Sizes) -> Iterator[Setup]:
     most = setup.num_swapped if setup.is_offloaded else sizes.depth - 1
     for number in range(setup.num_swapped, most + 1):
         yield replace(setup, num_swapped=number)
-
-
-def _smaller_buckets(bucket: Bucket, grid: GridSpec) -> Iterator[Bucket]:
-    """Fewer frames, then smaller sizes of about the same shape."""
-    for frames in range(bucket.num_frames - grid.temporal_stride, grid.temporal_stride, -grid.temporal_stride):
-        yield replace(bucket, num_frames=frames)
-    unit, short = grid.pixel_multiple, min(bucket.height, bucket.width)
-    for edge in range(short - unit, 0, -unit):
-        height, width = (round_to_grid(side * edge / short, unit) for side in (bucket.height, bucket.width))
-        yield replace(bucket, height=height, width=width)
 
 
 def _smaller_somehow(now: Setup, grid: GridSpec) -> Iterator[Setup]:

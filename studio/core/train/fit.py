@@ -34,7 +34,7 @@ from studio.core.model.memory import (
     release,
     tensor_bytes,
 )
-from studio.core.model.precision import FP8_CAPABILITY, LARGE_LINEARS
+from studio.core.model.precision import LARGE_LINEARS, eight_bits_for
 from studio.core.train.change import change_after_failure, cheapest_change
 from studio.core.train.estimate import (
     BucketFit,
@@ -118,7 +118,6 @@ def sizes_of(
         for name, parameter in block.named_parameters()
         if name.replace(".base_layer", "").removesuffix(".weight") in LARGE_LINEARS
     ]
-    has_fp8 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
     return Sizes(
         depth=len(dit.blocks),
         width=dit.config["hidden_size"],
@@ -127,7 +126,7 @@ def sizes_of(
         block_bytes=block_bytes(dit),
         small_block_bytes=block_bytes(dit) - sum(tensor_bytes(weight) - weight.numel() for weight in large),
         state_bytes=2 * sum(tensor_bytes(parameter) for parameter in parameters),
-        smaller_precision="fp8-torchao" if has_fp8 else "int8-quanto",
+        smaller_precision=eight_bits_for(device),
         grid=grid,
     )
 
