@@ -15,7 +15,7 @@ from studio.core.model.dit_block import DitBlock
 from studio.core.model.precision import quantise_blocks
 from studio.core.model.swap import BlockSwap
 from studio.core.train.estimate import Measurement, Setup, extrapolate
-from studio.core.train.fit import measure_bucket
+from studio.core.train.measure import measure_bucket
 from studio.core.types import Bucket
 from studio.view.terminal import write
 

@@ -18,14 +18,14 @@ import torch
 from torch import nn
 
 from studio.core.config import LoraSettings
-from studio.core.geometry import Grid, GridSpec
+from studio.core.geometry import GridSpec
 from studio.core.model import pointwise
 from studio.core.model.attention import AttentionChoice, choose_attention
 from studio.core.model.dit import PUBLISHED_BSA, LongCatVideoTransformer3DModel
 from studio.core.model.lora import TRAINING, add_lora, remove_lora
 from studio.core.model.lora_linear import LoraLinear
 from studio.core.model.pointwise import choose_pointwise
-from studio.core.train.step import Batch, training_loss
+from studio.core.train.step import Batch, random_batch, training_loss
 from studio.core.types import Bucket
 
 SIZE = Bucket(num_frames=93, height=480, width=832)
@@ -85,23 +85,6 @@ def use_fast_path(dit: LongCatVideoTransformer3DModel, setting: Any = "dense") -
     )  # fmt: skip
 
 
-def random_batch(
-    dit: LongCatVideoTransformer3DModel, grid: Grid, *, text_tokens: int = TEXT_TOKENS, batch_size: int = 1
-) -> Batch:
-    """Clips of random latents with random text."""
-    generator = torch.Generator(dit.device).manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(batch_size, *shape, device=dit.device, generator=generator)
-
-    return Batch(
-        latents=random(dit.out_channels, grid.t, grid.h, grid.w),
-        start_latent=random(dit.out_channels, 1, grid.h, grid.w),
-        text=random(1, text_tokens, dit.config["caption_channels"]).to(dit.x_embedder.proj.weight.dtype),
-        text_mask=torch.ones(batch_size, text_tokens, dtype=torch.int64, device=dit.device),
-    )
-
-
 def loss_of(dit: LongCatVideoTransformer3DModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """(velocity, loss) of a training step."""
     velocities = []
@@ -120,7 +103,8 @@ def time_forward(
     dit: LongCatVideoTransformer3DModel, size: Bucket = SIZE, *, is_cached: bool = False, repeats: int = REPEATS
 ) -> Timing:
     """A forward with one conditioning latent; with `is_cached` as the sampler runs it, that latent's keys known."""
-    batch = random_batch(dit, GridSpec().latent_grid(size.num_frames, size.height, size.width))
+    grid = GridSpec().latent_grid(size.num_frames, size.height, size.width)
+    batch = random_batch(dit, grid, text_length=TEXT_TOKENS, device=dit.device)
     timestep = torch.full((1, batch.latents.shape[2]), 500.0, device=dit.device)
     if is_cached:
         _, cache = dit(batch.start_latent, timestep[:, :1] * 0, None, return_kv=True)
@@ -173,7 +157,7 @@ def time_training(
 ) -> Timing:
     """Optimiser steps of a LoRA that is on."""
     grid = GridSpec().latent_grid(size.num_frames, size.height, size.width)
-    batch = random_batch(dit, grid, batch_size=batch_size)
+    batch = random_batch(dit, grid, text_length=TEXT_TOKENS, device=dit.device, batch_size=batch_size)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)
 
     def step() -> None:

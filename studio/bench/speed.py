@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from studio.bench.paths import (
+    TEXT_TOKENS,
     Prepare,
     Timing,
     loss_of,
-    random_batch,
     time_forward,
     time_step,
     use_fast_path,
@@ -25,6 +25,7 @@ from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.load import load_bundle
 from studio.core.model.lora import TRAINING, add_lora, remove_lora
 from studio.core.model.precision import quantise_blocks
+from studio.core.train.step import random_batch
 from studio.view.terminal import write
 
 SMALL = {"hidden_size": 64, "depth": 2, "num_heads": 4, "caption_channels": 32, "adaln_tembed_dim": 32}
@@ -101,7 +102,7 @@ def time_steps(dit: LongCatVideoTransformer3DModel) -> None:
 def _velocity(dit: LongCatVideoTransformer3DModel) -> torch.Tensor:
     """What a small video gets, dense."""
     use_fast_path(dit)
-    batch = random_batch(dit, Grid(5, 32, 32))
+    batch = random_batch(dit, Grid(5, 32, 32), text_length=TEXT_TOKENS, device=dit.device)
     return dit(batch.latents, torch.full((1,), 500.0, device=dit.device), batch.text, batch.text_mask)
 
 
@@ -129,7 +130,7 @@ def velocity_and_gradients(
     parameters = add_lora(dit, LoraSettings(), seed=0)
     _fill(parameters)
     prepare(dit)
-    velocity, loss = loss_of(dit, random_batch(dit, grid, text_tokens=64))
+    velocity, loss = loss_of(dit, random_batch(dit, grid, text_length=64, device=dit.device))
     loss.backward()
     gradients = torch.cat([cast(torch.Tensor, parameter.grad).flatten() for parameter in parameters])
     remove_lora(dit, TRAINING)

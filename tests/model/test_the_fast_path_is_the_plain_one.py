@@ -12,9 +12,10 @@ import sys
 import pytest
 import torch
 
-from studio.bench.paths import random_batch, use_plain_path
+from studio.bench.paths import use_plain_path
 from studio.bench.speed import distance, small_transformer, velocity_and_gradients
 from studio.core.geometry import Grid
+from studio.core.train.step import random_batch
 
 pytest.importorskip("triton", minversion="3.7")
 
@@ -49,7 +50,7 @@ def test_cached_keys_agree():
     for prepare in (use_plain_path, use_fused):
         dit = small_transformer(DEVICE, torch.float32)
         prepare(dit)
-        batch = random_batch(dit, Grid(3, 4, 4), text_tokens=8, batch_size=2)
+        batch = random_batch(dit, Grid(3, 4, 4), text_length=8, device=DEVICE, batch_size=2)
         _, cache = dit(batch.start_latent[:1], torch.zeros(1, device=DEVICE), None, return_kv=True)
         noise, timestep = batch.latents[:, :, 1:], torch.full((2,), 500.0, device=DEVICE)
         found.append(dit(noise, timestep, batch.text, batch.text_mask, kv_cache=cache))

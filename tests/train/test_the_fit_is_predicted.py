@@ -22,21 +22,14 @@ from studio.core.model.lora import adapter_names
 from studio.core.runlog import RunFolder, RunState
 from studio.core.train import fit as fitting
 from studio.core.train import loop
+from studio.core.train import measure as measuring
 from studio.core.train.change import change_after_failure, cheapest_change, first_change
 from studio.core.train.estimate import Measurement, Setup, Sizes, StepBytes, does_fit, extrapolate
-from studio.core.train.fit import (
-    _measure_blocks,
-    _measured_bytes,
-    _random_batch,
-    decide_keep_attention,
-    fit_of,
-    measure_bucket,
-    measure_fit,
-    predict,
-    shortened,
-)
+from studio.core.train.fit import decide_keep_attention, fit_of, measure_fit, predict
 from studio.core.train.learner import attach, detach
 from studio.core.train.loop import train
+from studio.core.train.measure import _measure_blocks, _measured_bytes, measure_bucket, shortened
+from studio.core.train.step import random_batch
 from studio.core.types import Bucket
 from studio.view.progress import fit_line, fit_rows, fit_verdict, prediction, progress_line, reality
 from studio.view.terminal import TrainBar, print_fit
@@ -306,8 +299,9 @@ def test_measuring_leaves_no_gradient_no_mode_and_no_random_number_behind(config
 def measured_first(monkeypatch):
     """A run on a CPU is measured as on a GPU, with what the device would say of its memory."""
     monkeypatch.setattr(loop, "is_measured", lambda _: True)
-    monkeypatch.setattr(fitting, "capacity", lambda _: 80 * GIB)
-    monkeypatch.setattr(fitting, "allocated_bytes", lambda _: 10 * GIB)
+    for module in (fitting, measuring):
+        monkeypatch.setattr(module, "capacity", lambda _: 80 * GIB)
+    monkeypatch.setattr(measuring, "allocated_bytes", lambda _: 10 * GIB)
 
 
 def test_a_run_that_is_measured_first_has_the_same_losses(config, short_bundle, report, request, with_optim):
@@ -459,7 +453,8 @@ def test_on_a_gpu_the_peak_is_within_a_tenth_of_what_all_blocks_take(config, cud
         measurement = measure_bucket(
             dit, parameters, bucket, batch_size=batch_size, text_length=64, device=device, grid=cuda_bundle.grid
         )
-        batch = _random_batch(dit, bucket, batch_size, cuda_bundle.grid, 64, device)
+        latents = cuda_bundle.grid.latent_grid(bucket.num_frames, bucket.height, bucket.width)
+        batch = random_batch(dit, latents, text_length=64, device=device, batch_size=batch_size)
         _, peak = _measure_blocks(dit, parameters, batch, len(dit.blocks), device)
     finally:
         detach(cuda_bundle)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from studio.core.geometry import Grid
+from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.flow import TIMESTEPS, add_noise, shift_sigma, velocity_target
 
 NUM_START_LATENTS = 1
@@ -75,4 +77,24 @@ def collate(
         start_latent=torch.stack(list(start_latents)).float().to(device),
         text=text.unsqueeze(1).to(device),
         text_mask=mask.to(device),
+    )
+
+
+def random_batch(
+    dit: LongCatVideoTransformer3DModel, size: Grid, *, text_length: int, device: torch.device, batch_size: int = 1
+) -> Batch:
+    """Clips of random latents of a `size`, always the same, with random text that fills its whole length: to measure
+    a step with.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(batch_size, *shape, device=device, generator=generator)
+
+    channels = dit.config["in_channels"]
+    return Batch(
+        latents=random(channels, size.t, size.h, size.w),
+        start_latent=random(channels, NUM_START_LATENTS, size.h, size.w),
+        text=random(1, text_length, dit.config["caption_channels"]).to(dit.x_embedder.proj.weight.dtype),
+        text_mask=torch.ones(batch_size, text_length, dtype=torch.int64, device=device),
     )
