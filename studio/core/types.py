@@ -29,6 +29,14 @@ class IssueCode(StrEnum):
     NAME_MATCHED_LOOSELY = "name_matched_loosely"
     CAPTION_MISSING = "caption_missing"
     CAPTION_UNREADABLE = "caption_unreadable"
+    # content
+    START_FRAME_DIFFERS = "start_frame_differs"
+    START_FRAME_BLANK = "start_frame_blank"
+    CLIP_STATIC = "clip_static"
+    SCENE_CUT = "scene_cut"
+    NEAR_DUPLICATE = "near_duplicate"
+    CLIP_ROTATED = "clip_rotated"
+    FRAME_RATE_VARIES = "frame_rate_varies"
     # files
     FOLDER_MISSING = "folder_missing"
     NO_CLIPS = "no_clips"
@@ -83,6 +91,20 @@ class Clip:
     """`decord` or `pyav`: which one reads the frames."""
     reader_reason: str
     """Why that reader."""
+    codec: str = ""
+    """FFmpeg's name of the coding, such as `h264`."""
+    rotation: int = 0
+    """Degrees that the container asks players to turn the frames by, anticlockwise: 0, 90, 180 or 270."""
+    slowest_fps: float = 0.0
+    """Of the longest time between two frames."""
+    fastest_fps: float = 0.0
+    """Of the shortest time between two frames; like `slowest_fps` where the rate does not vary."""
+    cuts: tuple[int, ...] = ()
+    """Indices of frames with which another scene begins."""
+    motion: float = 0.0
+    """Largest mean difference between the first frame and another one, grey levels of 0..255."""
+    signature: str = ""
+    """What the clip looks like, in hexadecimal: near-duplicates differ in few bits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +114,20 @@ class StartFrame:
     path: Path
     height: int
     width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartFrameMatch:
+    """How a start frame compares with the frames of its clip, both at the clip's size."""
+
+    psnr: float
+    """Decibels against the first frame; 100 for the same picture."""
+    ssim: float
+    """Structural similarity to the first frame, up to 1."""
+    best_frame: int
+    """Index of the frame that it fits best; 0 is the first."""
+    best_psnr: float
+    """Decibels against that frame."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +153,8 @@ class Pair:
     """None when the file cannot be read; the issue says why."""
     clip_path: Path
     start_frame: StartFrame | None
+    match: StartFrameMatch | None = None
+    """None where there is no start frame, or no clip, to compare."""
     captions: tuple[str, ...]
     bucket: Bucket | None
     issues: tuple[Issue, ...]

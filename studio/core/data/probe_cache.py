@@ -25,7 +25,7 @@ from studio.core.data.digest import cache_key, file_hash
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.types import Clip, StartFrame
 
-PROBE_VERSION = 2
+PROBE_VERSION = 3
 """To be raised when `probe_clip` or `probe_start_frame` would find or say something else about the same file."""
 
 MAX_ENTRIES = 100_000
@@ -187,8 +187,10 @@ def _from_json(text: bytes, path: Path, kind: type[_Found]) -> _Found | MediaErr
     stored = json.loads(text)
     if not isinstance(stored, dict):
         raise ValueError("an entry is not an object")
+    for name, value in stored.items():
+        stored[name] = tuple(value) if isinstance(value, list) else value
     types = {name: type(value).__name__ for name, value in stored.items()}
-    if types == {f.name: f.type for f in fields(kind) if f.name != "path"}:
+    if types == {f.name: str(f.type).partition("[")[0] for f in fields(kind) if f.name != "path"}:
         return kind(path=path, **stored)
     error = _ERRORS.get(str(stored.get("error")))
     if error is None or types != dict.fromkeys(("error", "message", "remedy"), "str"):
