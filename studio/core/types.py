@@ -157,6 +157,10 @@ class Pair:
     """None where there is no start frame, or no clip, to compare."""
     captions: tuple[str, ...]
     bucket: Bucket | None
+    fps: float | None = None
+    """Frames per second that the clip is converted to; None: its frames as they are."""
+    frame_indices: tuple[int, ...] = ()
+    """With `fps`: which frames of the clip are trained, in order; frames may be skipped or come again."""
     issues: tuple[Issue, ...]
     """Problems of this pair alone."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,39 @@ from PIL import Image
 from studio.core.data.container import DECODER_ERRORS, open_clip, upright
 from studio.core.data.probe import load_image
 from studio.core.errors import DamagedClipError, DatasetError, MediaError
-from studio.core.types import Clip, DatasetReport, IssueCode, Pair
+from studio.core.types import Bucket, Clip, DatasetReport, IssueCode, Pair
+
+
+def frames_as_trained(pair: Pair, num_frames: int | None = None) -> np.ndarray:
+    """The clip of a pair as the trainer gets it: uint8 [T,H,W,3], RGB, in the size of the pair's bucket.
+
+    After conversion of the frame rate, trim, crop and resize; whoever encodes or shows a clip takes it from here.
+    `num_frames` limits it to the first ones.
+
+    Raises:
+        DatasetError: the pair has no clip that can be read, or no bucket.
+        MediaError: its file has changed or gone since it was checked.
+    """
+    clip, bucket = _clip_and_bucket(pair)
+    frames = (pair.frame_indices or range(bucket.num_frames))[:num_frames]
+    return np.stack([resize_frames(frame, bucket.height, bucket.width) for frame in iterate_frames(clip, frames)])
+
+
+def start_frame_as_trained(pair: Pair) -> np.ndarray:
+    """What conditions a pair: its start frame in the size of its bucket, or without one the first frame of its clip.
+
+    uint8 [H,W,3], RGB. Raises as `frames_as_trained`.
+    """
+    if pair.start_frame is None:
+        return frames_as_trained(pair, 1)[0]
+    _, bucket = _clip_and_bucket(pair)
+    return resize_frames(read_image(pair.start_frame.path), bucket.height, bucket.width)
+
+
+def _clip_and_bucket(pair: Pair) -> tuple[Clip, Bucket]:
+    if pair.clip is None or pair.bucket is None:
+        raise DatasetError(f"{pair.name} is not ready to train on.", "Check the dataset, and mend it.")
+    return pair.clip, pair.bucket
 
 
 def read_frames(clip: Clip, num_frames: int) -> np.ndarray:
@@ -26,46 +60,65 @@ def read_frames(clip: Clip, num_frames: int) -> np.ndarray:
             f"{clip.path.name} has {clip.num_frames} frames; {num_frames} were asked for.",
             f"Ask for 1 to {clip.num_frames}.",
         )
-    frames = _read_decord(clip, num_frames) if clip.reader == "decord" else _read_pyav(clip, num_frames)
-    if frames.shape != (num_frames, clip.height, clip.width, 3):
-        raise DamagedClipError(
-            f"{clip.path.name} has changed since it was checked: {frames.shape[0]} frames of "
-            f"{frames.shape[1]}x{frames.shape[2]} were read.",
-            "Check the dataset again.",
-        )
-    return frames
+    return np.stack(list(iterate_frames(clip, range(num_frames))))
 
 
-def _read_decord(clip: Clip, num_frames: int) -> np.ndarray:
+def iterate_frames(clip: Clip, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    """Frames of a probed clip as shown, one at a time: uint8 [H,W,3], RGB. `indices` never fall, but may stay.
+
+    Raises:
+        MediaError: the file has changed or gone since it was probed.
+    """
+    with closing(_decord_frames(clip) if clip.reader == "decord" else _pyav_frames(clip)) as frames:
+        numbered = enumerate(frames)
+        position, frame = -1, np.empty((0, 0, 3), np.uint8)
+        for index in indices:
+            while position < index:
+                try:
+                    position, frame = next(numbered)
+                except StopIteration:
+                    raise _damaged(clip, position + 1, indices[-1] + 1) from None
+            height, width, _ = frame.shape
+            if (height, width) != (clip.height, clip.width):
+                raise DamagedClipError(
+                    f"{clip.path.name} has changed since it was checked: its frames are {height}x{width}, "
+                    f"not {clip.height}x{clip.width}.",
+                    "Check the dataset again.",
+                )
+            yield frame
+
+
+def _damaged(clip: Clip, readable: int, wanted: int) -> DamagedClipError:
+    return DamagedClipError(
+        f"{clip.path.name} is readable up to frame {readable} of {wanted}.", "Check the dataset again."
+    )
+
+
+def _decord_frames(clip: Clip) -> Generator[np.ndarray]:
     import decord
 
     with open_clip(clip.path):
         pass  # the gate of `container.py` again: the file may be another one by now
+    position = 0
     try:
-        return decord.VideoReader(str(clip.path)).get_batch(range(num_frames)).asnumpy()
-    except (RuntimeError, IndexError, decord.DECORDError) as error:
-        raise DamagedClipError(
-            f"{clip.path.name} cannot be read up to frame {num_frames}.", "Check the dataset again."
-        ) from error
+        reader = decord.VideoReader(str(clip.path))
+        while position < len(reader):
+            yield reader.next().asnumpy()
+            position += 1
+    except (RuntimeError, IndexError, StopIteration, decord.DECORDError) as error:
+        raise _damaged(clip, position, clip.num_frames) from error
 
 
-def _read_pyav(clip: Clip, num_frames: int) -> np.ndarray:
-    frames: list[np.ndarray] = []
+def _pyav_frames(clip: Clip) -> Generator[np.ndarray]:
+    position = 0
     with open_clip(clip.path) as (container, stream):
         try:
             for frame in container.decode(stream):
                 if isinstance(frame, VideoFrame):
-                    frames.append(upright(frame))
-                if len(frames) == num_frames:
-                    break
+                    yield upright(frame)
+                    position += 1
         except DECODER_ERRORS as error:
-            raise DamagedClipError(
-                f"{clip.path.name} is readable up to frame {len(frames)} of {num_frames}.",
-                "Check the dataset again.",
-            ) from error
-    if not frames:
-        raise MediaError(f"{clip.path.name} holds no video frames.", "Check the dataset again.")
-    return np.stack(frames)
+            raise _damaged(clip, position, clip.num_frames) from error
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from studio.core.errors import MediaError
 
 
-def cache_key(*parts: str | int | float) -> str:
+def cache_key(*parts: str | int | float | tuple[int, ...]) -> str:
     """sha256 of everything that a cached thing depends on."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -14,11 +14,11 @@ import torch
 
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.cache import LatentCache
-from studio.core.data.decode import read_frames, read_image, resize_frames
+from studio.core.data.decode import frames_as_trained, start_frame_as_trained
 from studio.core.data.digest import cache_key, file_hash
 from studio.core.data.seeds import seeded
 from studio.core.errors import DatasetError
-from studio.core.types import Bucket, Clip, Pair
+from studio.core.types import Bucket, Pair
 
 _GEOMETRY = "cover, lanczos"
 """Part of every key: how `resize_frames` fits a picture. Change it when that changes."""
@@ -80,9 +80,9 @@ class PairEncoder:
         if clip is None or bucket is None:
             raise DatasetError(f"{pair.name} is not ready to train on.", "Check the dataset, and mend it.")
         dataset = self._data.by_id[pair.dataset_id]
-        key = self._key("clip", pair.clip_path, bucket, clip.reader, bucket.num_frames)
-        latents = self._cache(dataset).get_or_compute(key, lambda: self._encode_clip(clip, bucket, key))
-        return EncodedPair(latents=latents, start_latent=self._start_latent(pair, clip, bucket, dataset))
+        key = self._key("clip", pair.clip_path, bucket, clip.reader, pair.frame_indices or bucket.num_frames)
+        latents = self._cache(dataset).get_or_compute(key, lambda: self._encode(frames_as_trained(pair), key))
+        return EncodedPair(latents=latents, start_latent=self._start_latent(pair, clip.reader, bucket, dataset))
 
     def text(self, caption: str) -> torch.Tensor:
         """The [n, E] embeddings of a caption."""
@@ -91,28 +91,22 @@ class PairEncoder:
             cache_key("text", caption, self._encoders.text_id), lambda: self._encoders.text(caption)
         )
 
-    def _start_latent(self, pair: Pair, clip: Clip, bucket: Bucket, dataset: DatasetConfig) -> torch.Tensor:
+    def _start_latent(self, pair: Pair, reader: str, bucket: Bucket, dataset: DatasetConfig) -> torch.Tensor:
         if pair.start_frame is None:
-            key = self._key("first frame", pair.clip_path, bucket, clip.reader, 1)
-            frames = Bucket(num_frames=1, height=bucket.height, width=bucket.width)
-            return self._cache(dataset).get_or_compute(key, lambda: self._encode_clip(clip, frames, key))
-        image = pair.start_frame.path
-        key = self._key("start frame", image, bucket, "pillow", 1)
-        owner = self._start_frame_dataset(image, dataset)
-        return self._cache(owner).get_or_compute(key, lambda: self._encode_image(image, bucket, key))
+            owner, key = dataset, self._key("first frame", pair.clip_path, bucket, reader, 1)
+        else:
+            image = pair.start_frame.path
+            owner, key = self._start_frame_dataset(image, dataset), self._key("start frame", image, bucket, "pillow", 1)
+        return self._cache(owner).get_or_compute(key, lambda: self._encode(start_frame_as_trained(pair)[None], key))
 
-    def _encode_clip(self, clip: Clip, bucket: Bucket, key: str) -> torch.Tensor:
-        frames = resize_frames(read_frames(clip, bucket.num_frames), bucket.height, bucket.width)
+    def _encode(self, frames: np.ndarray, key: str) -> torch.Tensor:
         return self._encoders.video(frames, seeded(key))
 
-    def _encode_image(self, path: Path, bucket: Bucket, key: str) -> torch.Tensor:
-        image = resize_frames(read_image(path), bucket.height, bucket.width)
-        return self._encoders.video(image[None], seeded(key))
-
-    def _key(self, kind: str, path: Path, bucket: Bucket, reader: str, num_frames: int) -> str:
+    def _key(self, kind: str, path: Path, bucket: Bucket, reader: str, frames: int | tuple[int, ...]) -> str:
+        """`frames`: how many of the first frames, or which ones."""
         content = self._hashes.get(path) or file_hash(path)
-        size = (num_frames, bucket.height, bucket.width)
-        return cache_key(kind, content, *size, reader, _GEOMETRY, self._encoders.video_id)
+        size = (bucket.height, bucket.width)
+        return cache_key(kind, content, frames, *size, reader, _GEOMETRY, self._encoders.video_id)
 
     def _cache(self, dataset: DatasetConfig) -> LatentCache:
         return LatentCache(dataset.cache_dir or self._default_cache)
