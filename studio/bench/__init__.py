@@ -26,7 +26,7 @@ def run_bench(parts: Sequence[str] = PARTS) -> None:
     from studio.bench.fit import compare_predictions
     from studio.bench.memory import measure_memory
     from studio.bench.paths import REPEATS, SIZE, TEXT_TOKENS, random_transformer
-    from studio.bench.speed import compare_paths, time_forwards, time_steps
+    from studio.bench.speed import compare_paths, time_eight_bits, time_forwards, time_steps
 
     device = torch.device("cuda")
     write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Python {platform.python_version()}")
@@ -34,9 +34,11 @@ def run_bench(parts: Sequence[str] = PARTS) -> None:
     if "speed" in parts:
         compare_paths(device)
         dit = random_transformer(device)
-        time_forwards(dit)
-        time_steps(dit)
+        plain = time_forwards(dit), time_steps(dit)
+        time_eight_bits(dit, "fp8-torchao", *plain)
         del dit
+        torch.cuda.empty_cache()
+        time_eight_bits(random_transformer(device), "int8-quanto", *plain)
     if "memory" in parts:
         torch.cuda.empty_cache()
         measure_memory(random_transformer(device))

@@ -19,7 +19,7 @@ from studio.bench.paths import (
     use_plain_path,
 )
 from studio.core.assets import TINY
-from studio.core.config import LoraSettings, ModelConfig
+from studio.core.config import BasePrecision, LoraSettings, ModelConfig
 from studio.core.geometry import Grid
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.load import load_bundle
@@ -33,6 +33,7 @@ SMALL = {"hidden_size": 64, "depth": 2, "num_heads": 4, "caption_channels": 32, 
 
 LATENTS = Grid(5, 16, 16)
 """Of the videos that the paths are compared on."""
+STEP_HEADER = "| LoRA step, rank 8 | ms | of plain | GiB |\n|---|---|---|---|"
 
 
 def use_sparse_path(dit: LongCatVideoTransformer3DModel) -> None:
@@ -56,46 +57,50 @@ def compare_paths(device: torch.device) -> None:
             write(f"| {name}, {str(dtype).removeprefix('torch.')} | {' | '.join(f'{cell:.1e}' for cell in cells)} |")
 
 
-def time_forwards(dit: LongCatVideoTransformer3DModel) -> None:
-    """The table of forwards in bf16."""
+def time_forwards(dit: LongCatVideoTransformer3DModel) -> Timing:
+    """The table of forwards in bf16; gives the plain one."""
     write("\n| forward | ms | of plain | GiB |\n|---|---|---|---|")
-    plain = None
-    rows: tuple[tuple[str, Prepare, bool], ...] = (
-        ("plain", use_plain_path, False),
-        ("exact", use_fast_path, False),
-        ("exact, conditioning latent cached", use_fast_path, True),
-        ("sparse 0.9375", use_sparse_path, False),
-        ("sparse 0.9375, conditioning latent cached", use_sparse_path, True),
-    )
-    for name, prepare, is_cached in rows:
-        prepare(dit)
-        timing = time_forward(dit, is_cached=is_cached)
-        plain = plain or timing
-        _write_row(name, timing, plain)
-
-
-def time_steps(dit: LongCatVideoTransformer3DModel) -> None:
-    """The table of LoRA steps, and then of forwards in fp8, in which `dit` is left."""
-    write("\n| LoRA step, rank 8 | ms | of plain | GiB |\n|---|---|---|---|")
     use_plain_path(dit)
-    forward = time_forward(dit, repeats=1)
+    plain = time_forward(dit)
+    _write_row("plain", plain, plain)
+    _write_forwards(dit, "exact", plain)
+    return plain
+
+
+def time_steps(dit: LongCatVideoTransformer3DModel) -> Timing:
+    """The table of LoRA steps in bf16; gives the plain one."""
+    write(f"\n{STEP_HEADER}")
     plain = time_step(dit, use_plain_path, keep_attention=False, repeats=1)
     _write_row("plain", plain, plain)
     _write_row("exact", time_step(dit, use_fast_path), plain)
     _write_row("exact, attention recomputed", time_step(dit, use_fast_path, keep_attention=False, repeats=1), plain)
     _write_row("sparse 0.9375", time_step(dit, use_sparse_path), plain)
-    device = dit.device
-    exact = _velocity(dit)
-    quantise_blocks(dit, "fp8-torchao", device)
+    return plain
+
+
+def time_eight_bits(
+    dit: LongCatVideoTransformer3DModel, precision: BasePrecision, plain_forward: Timing, plain_step: Timing
+) -> None:
+    """The tables of a transformer in bf16, which is left in this precision, beside the plain path in bf16."""
+    device, exact = dit.device, _velocity(dit)
+    quantise_blocks(dit, precision, device)
     nn.Module.to(dit, device)
-    _write_row("sparse 0.9375, fp8 base", time_step(dit, use_sparse_path), plain)
-    write("\n| forward, fp8 linears | ms | of plain | GiB |\n|---|---|---|---|")
-    for prepare, name in ((use_fast_path, "dense"), (use_sparse_path, "sparse 0.9375")):
+    error = distance(_velocity(dit), exact)
+    write(f"\n{precision}: the velocity of random weights, dense, is {error:.1e} from that in bf16")
+    write(f"\n{STEP_HEADER}")
+    _write_row(f"dense, {precision}", time_step(dit, use_fast_path, repeats=1), plain_step)
+    _write_row(f"sparse 0.9375, {precision}", time_step(dit, use_sparse_path), plain_step)
+    write(f"\n| forward, {precision} | ms | of plain | GiB |\n|---|---|---|---|")
+    _write_forwards(dit, "dense", plain_forward)
+
+
+def _write_forwards(dit: LongCatVideoTransformer3DModel, dense: str, plain: Timing) -> None:
+    """Four rows: dense, under this name, and sparse, each without and with a cached conditioning latent."""
+    for name, prepare in ((dense, use_fast_path), ("sparse 0.9375", use_sparse_path)):
+        prepare(dit)
         for is_cached in (False, True):
-            prepare(dit)
             timing = time_forward(dit, is_cached=is_cached)
-            _write_row(f"{name}, conditioning latent cached" if is_cached else name, timing, forward)
-    write(f"\nVelocity in fp8 against bf16, random weights, dense: {distance(_velocity(dit), exact):.1e}")
+            _write_row(f"{name}, conditioning latent cached" if is_cached else name, timing, plain)
 
 
 @torch.inference_mode()
