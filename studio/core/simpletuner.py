@@ -15,13 +15,14 @@ from studio.core.config import (
     DatasetConfig,
     LoraSettings,
     ModelConfig,
+    NoiseConfig,
     OptimConfig,
     RunConfig,
     ValidationConfig,
 )
 from studio.core.config_json import with_absolute_paths
 from studio.core.errors import ConfigError
-from studio.core.jsonc import Document, JsonPath, read_jsonc
+from studio.core.jsonc import Document, JsonPath, JsonValue, read_jsonc
 from studio.core.simpletuner_datasets import Datasets, read_datasets, resolve_path
 from studio.core.simpletuner_keys import CONFIG_KEYS
 from studio.core.simpletuner_reading import Reading, Sections
@@ -37,12 +38,25 @@ DEFAULT_OUTPUT = Path("runs")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What stands in the files of a project, for whoever writes them anew."""
+
+    folder: Path
+    """What relative paths in `config` start from: the folder of config.json, or the plain one."""
+    config: Mapping[str, JsonValue] | None
+    """config.json; None where there is none."""
+    datasets: Datasets
+    """multidatabackend.json; without items where there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Project:
     """A configuration, and what its owner should know about how it was read."""
 
     run: RunConfig
     issues: tuple[Issue, ...]
+    written: Written
 
 
 def read_project(path: Path) -> Project:
@@ -81,7 +95,7 @@ def _read_path(path: Path) -> Project:
 def _read_document(document: Document, folder: Path) -> Project:
     """A list is a multidatabackend.json, an object a config.json."""
     if isinstance(document.value, dict):
-        return _read_config(document, folder)
+        return _read_config(document, document.value, folder)
     if not isinstance(document.value, list):
         raise ConfigError(
             f"{document.name} holds neither an object (config.json) nor a list (multidatabackend.json).",
@@ -91,16 +105,18 @@ def _read_document(document: Document, folder: Path) -> Project:
     found = read_datasets(document, folder=folder, defaults={}, alignment=data.aspect_bucket_alignment)
     reading = Reading(Document(name=document.name, value=None))
     run = _assemble(reading, {}, found, folder)
-    return Project(run, found.issues + tuple(reading.issues))
+    written = Written(folder=folder, config=None, datasets=found)
+    return Project(run, found.issues + tuple(reading.issues), written)
 
 
-def _read_config(document: Document, folder: Path) -> Project:
+def _read_config(document: Document, members: dict[str, JsonValue], folder: Path) -> Project:
     reading = Reading(document)
-    sections = reading.object(document.value, (), CONFIG_KEYS)
+    sections = reading.object(members, (), CONFIG_KEYS)
     alignment = sections.get("data", {}).get("aspect_bucket_alignment", DataConfig(datasets=()).aspect_bucket_alignment)
     found = _find_datasets(reading, sections, folder, alignment)
     run = _assemble(reading, sections, found, folder)
-    return Project(run, tuple(reading.issues) + found.issues)
+    written = Written(folder=folder, config=members, datasets=found)
+    return Project(run, tuple(reading.issues) + found.issues, written)
 
 
 def _find_datasets(reading: Reading, sections: Sections, folder: Path, alignment: int) -> Datasets:
@@ -135,9 +151,10 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
     return RunConfig(
         model=_model(reading, sections, folder),
         data=DataConfig(datasets=_held_out(sections, found), **sections.get("data", {})),
-        lora=LoraSettings(**sections.get("lora", {})),
+        lora=_lora(sections, folder),
         optim=_optim(reading, sections.get("optim", {})),
         validation=_validation(reading, sections, found),
+        noise=NoiseConfig(**sections.get("noise", {})),
         output_dir=DEFAULT_OUTPUT if output is None else resolve_path(output, folder),
         **{field: value for field, value in run.items() if field != "output_dir"},
     )
@@ -176,6 +193,13 @@ def _model_source(reading: Reading, sections: Sections, folder: Path) -> str:
     return str(beside)
 
 
+def _lora(sections: Sections, folder: Path) -> LoraSettings:
+    """The adapter; a LoRA to begin with is looked for beside the configuration."""
+    written = sections.get("reader", {}).get("init_lora")
+    init_from = None if written is None else resolve_path(written, folder)
+    return LoraSettings(init_from=init_from, **sections.get("lora", {}))
+
+
 def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
     """Steps and epochs sorted out: 0 steps means to obey the epochs, and steps win over epochs."""
     steps, epochs = fields.get("max_train_steps") or None, fields.get("num_train_epochs")
@@ -185,6 +209,18 @@ def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
     if steps is None and epochs == 0:
         what = "max_train_steps and num_train_epochs are both 0, so there is nothing to do."
         reading.error(("num_train_epochs",), "num_train_epochs", what, "Set one of the two above 0.")
+    schedule = fields.get("lr_scheduler", OptimConfig.lr_scheduler)
+    idle = {
+        "lr_end": schedule.startswith("constant"),
+        "lr_power": schedule != "polynomial",
+        "lr_num_cycles": schedule != "cosine_with_restarts",
+        "lr_warmup_steps": schedule == "constant" and fields.get("lr_warmup_steps", 0) > 0,
+        "ema_decay": not fields.get("use_ema", False),
+    }
+    for key, does_nothing in idle.items():
+        if key in fields and does_nothing:
+            wanting = "without use_ema" if key == "ema_decay" else f"with lr_scheduler {schedule}"
+            reading.notice((key,), key, f"{key} does nothing {wanting}.")
     return OptimConfig(**{**fields, "max_train_steps": steps, "num_train_epochs": epochs or 1})
 
 
@@ -248,5 +284,6 @@ def _read_folder(folder: Path) -> Project:
     )
     issue = Issue(code=IssueCode.KEY_NORMALISED, severity=Severity.NOTICE, subject=CONFIG_NAME, message=message)
     reading = Reading(Document(name=folder.name, value=None))
-    run = _assemble(reading, {}, Datasets(datasets=datasets, eval_ids=(), issues=()), folder)
-    return Project(run, (issue, *reading.issues))
+    found = Datasets(datasets=datasets, eval_ids=(), issues=())
+    run = _assemble(reading, {}, found, folder)
+    return Project(run, (issue, *reading.issues), Written(folder=folder, config=None, datasets=found))

@@ -29,6 +29,12 @@ class Datasets:
     eval_ids: tuple[str, ...]
     """Those of dataset_type `eval`."""
     issues: tuple[Issue, ...]
+    folder: Path = Path()
+    """What relative paths in `items` start from."""
+    items: tuple[JsonValue, ...] = ()
+    """The list as written."""
+    positions: tuple[int, ...] = ()
+    """Where in `items` each of `datasets` stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,9 @@ def read_datasets(document: Document, *, folder: Path, defaults: Mapping[str, An
         datasets=tuple(_with_known_references(reading, entry, entries) for entry in entries),
         eval_ids=tuple(entry.config.id for entry in entries if entry.is_eval),
         issues=tuple(reading.issues),
+        folder=folder,
+        items=tuple(document.value),
+        positions=tuple(int(entry.at[0]) for entry in entries),
     )
 
 
