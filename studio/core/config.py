@@ -99,6 +99,8 @@ class DataConfig:
     aspect_bucket_alignment: int = 64
     """Pixels; buckets are multiples of it."""
     train_batch_size: int = 1
+    framerate: float | None = None
+    """Frames per second that clips are converted to; None: their frames as they are."""
 
     @property
     def by_id(self) -> dict[str, DatasetConfig]:

@@ -134,6 +134,7 @@ _HONOURED: dict[str, Rule] = {
     "data_backend_config": Honoured("reader.data_backend_config", location),
     "aspect_bucket_alignment": Honoured("data.aspect_bucket_alignment", bucket_alignment),
     "train_batch_size": Honoured("data.train_batch_size", integer(at_least=1)),
+    "framerate": Honoured("data.framerate", number(above=0, below=1000)),
     "resolution": Honoured("defaults.resolution", number(above=0, below=1e6)),
     "resolution_type": Honoured("defaults.resolution_type", _resolution_type),
     "caption_strategy": Honoured("defaults.caption_strategy", _captions),
@@ -182,7 +183,6 @@ _UNUSED: dict[str, Rule] = {
         "layers are offloaded one by one, so that those of the LoRA stay on the device", False, ("leaf_level",)
     ),
     "group_offload_use_stream": Unused("layers are fetched one at a time, without streams", False, (False,)),
-    "framerate": Unused("clips are taken at their own frame rate; the model plays 15 a second", False, (15,)),
     "report_to": Unused("nothing leaves this machine; the run folder holds every event", False, ("none",)),
     "push_to_hub": Unused("nothing leaves this machine", False, (False,)),
     "lora_format": Unused("LoRAs are saved in the format of diffusers", False, ("diffusers",)),

@@ -27,9 +27,10 @@ def dataset(**fields):
     return DatasetConfig(**{"id": "clips", "kind": "video", "directory": EMPTY, **fields})
 
 
-def assign(a_clip, alignment=64, **fields):
-    bucket, issues = assign_bucket(a_clip, "a.mp4", dataset(**fields), alignment)
-    return bucket, {issue.code: issue for issue in issues}
+def assign(a_clip, alignment=64, framerate=None, **fields):
+    data = DataConfig(datasets=(dataset(**fields),), aspect_bucket_alignment=alignment, framerate=framerate)
+    found = assign_bucket(a_clip, "a.mp4", data.datasets[0], data)
+    return found.bucket, {issue.code: issue for issue in found.issues}
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from studio.core.config import DataConfig, DatasetConfig
-from studio.core.data.decode import cover_box
+from studio.core.data.frame_rate import converted_frames, is_same_rate
+from studio.core.data.treatment import treat
+from studio.core.errors import MediaError
 from studio.core.geometry import GridSpec, bucket_size, round_to_grid
 from studio.core.types import Bucket, Clip, Issue, IssueCode, Pair, Severity, StartFrame
 
@@ -14,22 +18,48 @@ MIN_FRAMES = 5
 """Two latent frames: the held one and one to learn."""
 MODEL_FPS = 15.0
 """Frames per second of the published model's base pass."""
-_FPS_TOLERANCE = 0.01
-"""Relative; 14.985 (NTSC) counts as 15."""
 _ASPECT_TOLERANCE = 0.02
 """Relative difference of aspect up to which a start frame fits its clip unseen."""
 _MAX_ASPECT = 16.0
 
 
-def assign_bucket(
-    clip: Clip, subject: str, dataset: DatasetConfig, alignment: int, spec: GridSpec | None = None
-) -> tuple[Bucket | None, tuple[Issue, ...]]:
-    """The bucket of a clip (None when it is too short or too narrow), and what happens to the clip in it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """Where a clip is trained, and what has to be said about it."""
 
-    `subject` is the clip's name in messages; `alignment` the multiple, in pixels, that buckets lie on.
+    bucket: Bucket | None
+    """None when the clip is too short, too narrow or left out."""
+    fps: float | None = None
+    """As in `Pair`, with `frame_indices`."""
+    frame_indices: tuple[int, ...] = ()
+    issues: tuple[Issue, ...]
+
+
+def assign_bucket(
+    clip: Clip, subject: str, dataset: DatasetConfig, data: DataConfig, spec: GridSpec | None = None
+) -> Assignment:
+    """The bucket of a clip, the frames of it that are trained, and what happens to it on the way.
+
+    `subject` is the clip's name in messages.
     """
     spec = spec or GridSpec()
-    num_frames, issues = _frames(clip, subject, dataset, spec)
+    fps = data.framerate if data.framerate and not is_same_rate(clip.fps, data.framerate) else None
+    try:
+        converted = converted_frames(clip, fps) if fps else np.arange(clip.num_frames)
+    except MediaError as error:
+        issue = Issue(
+            code=IssueCode.CLIP_UNREADABLE,
+            severity=Severity.ERROR,
+            subject=subject,
+            message=error.message,
+            remedy=error.remedy,
+        )
+        return Assignment(bucket=None, issues=(issue,))
+    held = f"{clip.num_frames} frame{'s' * (clip.num_frames != 1)}"
+    if fps:
+        held += f", {len(converted)} at {fps:g} a second"
+    num_frames, issues = _frames(len(converted), held, subject, dataset, spec)
+    issues += _rate_issues(clip, subject, fps)
     aspect = clip.width / clip.height
     if not 1 / _MAX_ASPECT <= aspect <= _MAX_ASPECT:
         issues.append(
@@ -41,79 +71,97 @@ def assign_bucket(
                 remedy="Crop it to an aspect that is nearer to a square.",
             )
         )
-        return None, tuple(issues)
+        return Assignment(bucket=None, issues=tuple(issues))
     height, width = bucket_size(
         clip.height,
         clip.width,
         resolution=dataset.resolution,
         resolution_type=dataset.resolution_type,
-        alignment=alignment,
+        alignment=data.aspect_bucket_alignment,
     )
-    issues += _sizes(clip, subject, height, width, spec)
-    if abs(clip.fps / MODEL_FPS - 1) > _FPS_TOLERANCE:
-        issues.append(
-            Issue(
-                code=IssueCode.FRAME_RATE_OTHER,
-                severity=Severity.WARNING,
-                subject=subject,
-                message=f"{subject} has {clip.fps:g} frames a second, the model plays {MODEL_FPS:g}: "
-                f"frames are taken as they are, so it plays at {MODEL_FPS / clip.fps:.2g} times its speed.",
-                remedy=f"Export it at {MODEL_FPS:g} frames a second if the speed matters.",
-            )
-        )
-    bucket = Bucket(num_frames=num_frames, height=height, width=width) if num_frames else None
-    return bucket, tuple(issues)
+    frames = tuple(converted[:num_frames].tolist()) if fps else ()
+    # A clip that is too short still says what its size would become.
+    sized = Bucket(num_frames=num_frames or MIN_FRAMES, height=height, width=width)
+    issues += _sizes(clip, subject, sized, spec)
+    return Assignment(
+        bucket=sized if num_frames else None,
+        fps=fps if num_frames else None,
+        frame_indices=frames,
+        issues=tuple(issues),
+    )
 
 
-def _frames(clip: Clip, subject: str, dataset: DatasetConfig, spec: GridSpec) -> tuple[int, list[Issue]]:
-    """Frames to train on, 0 when the clip is too short."""
+def _frames(available: int, held: str, subject: str, dataset: DatasetConfig, spec: GridSpec) -> tuple[int, list[Issue]]:
+    """Frames to train on of those that are `available`, in words `held`; 0 when they are too few."""
     wanted = spec.floor_frame_count(dataset.num_frames)
-    taken = min(wanted, spec.floor_frame_count(clip.num_frames))
+    taken = min(wanted, spec.floor_frame_count(available))
     if taken < MIN_FRAMES:
         return 0, [
             Issue(
                 code=IssueCode.CLIP_TOO_SHORT,
                 severity=Severity.ERROR,
                 subject=subject,
-                message=f"{subject} has {clip.num_frames} frame{'s' * (clip.num_frames > 1)}; at least "
-                f"{MIN_FRAMES} are needed.",
+                message=f"{subject} has {held}; at least {MIN_FRAMES} are needed.",
                 remedy="Replace it by a longer clip, or delete it.",
             )
         ]
     if taken == wanted:
         return taken, []
-    lost = clip.num_frames - taken
+    lost = available - taken
     end = f"; its last {lost} {'is' if lost == 1 else 'are'} left out" if lost else ""
     return taken, [
         Issue(
             code=IssueCode.FRAMES_TRIMMED,
             severity=Severity.NOTICE,
             subject=subject,
-            message=f"{subject} has {clip.num_frames} frames, fewer than {wanted}: {taken} are taken, the "
+            message=f"{subject} has {held}, fewer than {wanted}: {taken} are taken, the "
             f"most of the form {spec.temporal_stride}k+1{end}.",
         )
     ]
 
 
-def _sizes(clip: Clip, subject: str, height: int, width: int, spec: GridSpec) -> list[Issue]:
+def _rate_issues(clip: Clip, subject: str, fps: float | None) -> list[Issue]:
+    """What the frame rate does: `fps` is what the clip is converted to, None when its frames are taken as they are."""
+    found = []
+    played = fps or clip.fps
+    if not is_same_rate(played, MODEL_FPS):
+        taken = f"is read at {fps:g}" if fps else "its frames are taken as they are"
+        message = f"{subject} has {clip.fps:g} frames a second, the model plays {MODEL_FPS:g}: {taken}, so it plays at "
+        remedy = f"Set framerate to {MODEL_FPS:g} in config.json, or convert the clip, if the speed matters."
+        found.append((f"{message}{MODEL_FPS / played:.2g} times its speed.", remedy))
+    if fps and fps > clip.fps:
+        message = f"{subject} has {clip.fps:g} frames a second and is read at {fps:g}: frames come more than once."
+        found.append((message, f"Replace it by a clip of at least {fps:g} frames a second, or expect it to stutter."))
+    return [
+        Issue(
+            code=IssueCode.FRAME_RATE_OTHER,
+            severity=Severity.WARNING,
+            subject=subject,
+            message=message,
+            remedy=remedy,
+        )
+        for message, remedy in found
+    ]
+
+
+def _sizes(clip: Clip, subject: str, bucket: Bucket, spec: GridSpec) -> list[Issue]:
     """Two facts about the clip's own size, shown apart: legal for the model, and on the grid."""
-    left, top, right, bottom = cover_box(clip.height, clip.width, height, width)
-    cropped = 1 - (right - left) * (bottom - top) / (clip.width * clip.height)
-    share = f"{cropped:.0%} is" if cropped >= 0.005 else "nothing is"
-    fate = f"it is resized to {height}x{width} and {share} cropped"
+    treatment = treat(clip, bucket, spec=spec)
+    share = f"{treatment.share_cropped:.0%} is" if treatment.share_cropped >= 0.005 else "nothing is"
+    fate = f"it is resized to {bucket.height}x{bucket.width} and {share} cropped"
     size, unit, grid = f"{clip.height}x{clip.width}", spec.pixel_multiple, spec.bucket_alignment
     issues = []
-    if not spec.is_legal_size(clip.height, clip.width):
+    if not treatment.is_legal:
         issues.append(
             Issue(
                 code=IssueCode.SIZE_NOT_LEGAL,
                 severity=Severity.WARNING,
                 subject=subject,
                 message=f"{subject} is {size} (height x width), not multiples of {unit}: {fate}.",
-                remedy=f"Export it at {height}x{width} to choose the crop yourself.",
+                remedy=f"Export it at {bucket.height}x{bucket.width} to choose the crop yourself.",
             )
         )
-    if clip.height % grid or clip.width % grid:
+    if not treatment.is_on_grid:
         issues.append(
             Issue(
                 code=IssueCode.SIZE_OFF_GRID,

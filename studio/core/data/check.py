@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from studio.core.config import DataConfig, DatasetConfig
-from studio.core.data.bucket import aspect_issue, assign_bucket, small_buckets
+from studio.core.data.bucket import Assignment, aspect_issue, assign_bucket, small_buckets
 from studio.core.data.pair import PairedFiles, orphan_frames, pair_files
 from studio.core.data.probe import probe_clip, probe_start_frame
 from studio.core.data.probe_cache import ProbeCache, file_state, user_cache
@@ -79,7 +79,7 @@ def check_dataset(data: DataConfig, *, progress: Progress | None = None, probes:
             used.update(path for files in found for path in files.claimed)
     pairs = []
     for done, (dataset, files, scan) in enumerate(todo, start=1):
-        pairs.append(_check_pair(dataset, files, scan, data.aspect_bucket_alignment, probes))
+        pairs.append(_check_pair(dataset, files, scan, data, probes))
         if progress:
             progress(done, len(todo))
     issues += _orphans(data, scans, frozenset(used))
@@ -189,7 +189,7 @@ def _frame_folders(dataset: DatasetConfig, scans: dict[str, Scan]) -> dict[str, 
     return {name: scans[name] for name in dataset.conditioning_ids if name in scans}
 
 
-def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, alignment: int, probes: Probes) -> Pair:
+def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: DataConfig, probes: Probes) -> Pair:
     shown = relative_name(files.clip, scan.root)
     issues = list(files.issues)
     clip = probes.clip(files.clip)
@@ -203,10 +203,10 @@ def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, alignmen
         name = files.start_frame.name if files.start_frame else shown
         issues.append(_media_issue(IssueCode.IMAGE_UNREADABLE, name, start_frame))
         start_frame = None
-    bucket = None
-    if clip and alignment > 0:
-        bucket, found = assign_bucket(clip, shown, dataset, alignment)
-        issues += found
+    assignment = Assignment(bucket=None, issues=())
+    if clip and data.aspect_bucket_alignment > 0:
+        assignment = assign_bucket(clip, shown, dataset, data)
+        issues += assignment.issues
         mismatch = aspect_issue(clip, start_frame, shown) if start_frame else None
         issues += [mismatch] if mismatch else []
     return Pair(
@@ -216,7 +216,9 @@ def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, alignmen
         clip_path=files.clip,
         start_frame=start_frame,
         captions=files.captions,
-        bucket=bucket,
+        bucket=assignment.bucket,
+        fps=assignment.fps,
+        frame_indices=assignment.frame_indices,
         issues=tuple(issues),
     )
 
