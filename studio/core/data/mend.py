@@ -1,0 +1,8 @@
+"""Mends of a dataset: offered, planned, and written as a new dataset; the user's own files are never touched."""
+
+from __future__ import annotations
+
+from studio.core.data.mend_plan import offered_mends, plan_mends
+from studio.core.data.mend_types import MendChoice, MendKind, MendPlan, PlannedClip
+
+__all__ = ["MendChoice", "MendKind", "MendPlan", "PlannedClip", "offered_mends", "plan_mends"]
