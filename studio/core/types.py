@@ -53,6 +53,7 @@ class IssueCode(StrEnum):
     SIZE_OFF_GRID = "size_off_grid"
     ASPECT_MISMATCH = "aspect_mismatch"
     BUCKET_TOO_SMALL = "bucket_too_small"
+    CLIP_LEFT_OUT = "clip_left_out"
     # configuration
     KEY_UNKNOWN = "key_unknown"
     KEY_NOT_USED = "key_not_used"
@@ -168,6 +169,11 @@ class Pair:
     def is_ready(self) -> bool:
         """True when nothing blocks training on it."""
         return self.bucket is not None and all(i.severity is not Severity.ERROR for i in self.issues)
+
+    @property
+    def is_left_out(self) -> bool:
+        """True when the configuration leaves it out on purpose: it is not trained on, and nothing is to mend."""
+        return any(i.code is IssueCode.CLIP_LEFT_OUT for i in self.issues)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

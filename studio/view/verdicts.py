@@ -9,9 +9,9 @@ from typing import Literal
 from studio.core.types import DatasetReport, Issue, IssueCode, Pair, Severity
 from studio.view.words import Words
 
-Kind = Literal["ready", "note", "mend", "unreadable"]
+Kind = Literal["ready", "note", "mend", "unreadable", "left_out"]
 
-ICONS: dict[Kind, str] = {"ready": "✓", "note": "i", "mend": "!", "unreadable": "✕"}
+ICONS: dict[Kind, str] = {"ready": "✓", "note": "i", "mend": "!", "unreadable": "✕", "left_out": "–"}
 """Beside the words, never instead of them."""
 
 _UNREADABLE = {IssueCode.CLIP_UNREADABLE, IssueCode.CLIP_DAMAGED, IssueCode.IMAGE_UNREADABLE}
@@ -41,6 +41,8 @@ def by_gravity(issues: tuple[Issue, ...]) -> tuple[Issue, ...]:
 
 def kind_of(pair: Pair) -> Kind:
     """The kind of a pair's verdict."""
+    if pair.is_left_out:
+        return "left_out"
     if not pair.is_ready:
         return "unreadable" if any(issue.code in _UNREADABLE for issue in pair.issues) else "mend"
     return "note" if any(issue.severity is Severity.WARNING for issue in pair.issues) else "ready"
@@ -66,6 +68,8 @@ def summary_parts(report: DatasetReport, w: Words) -> list[tuple[Kind, str]]:
         parts.append(("mend", w.count("dataset.to_mend", counts["mend"])))
     if counts["unreadable"]:
         parts.append(("unreadable", w.count("dataset.unreadable", counts["unreadable"])))
+    if counts["left_out"]:
+        parts.append(("left_out", w.count("dataset.left_out", counts["left_out"])))
     return parts
 
 
