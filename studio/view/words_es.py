@@ -89,6 +89,7 @@ TEXTS = {
     "verdict.note": "Listo, con una nota",
     "verdict.mend": "Por corregir",
     "verdict.unreadable": "Ilegible",
+    "verdict.left_out": "Excluido",
     # train
     "train.head": "Cada entrenamiento escribe un LoRA: un archivo que enseña al modelo lo que muestran tus clips.",
     "train.empty": "Abre primero unos datos: hay que saber qué aprender.",
