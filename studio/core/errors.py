@@ -49,3 +49,15 @@ class OutOfMemory(StudioError):
 
 class JobAlreadyRunning(StudioError):
     """A run is being trained already; a second one would fight for the device."""
+
+
+class DiskFull(StudioError):
+    """There is no room for a file; the message says how much it needs and how much is free."""
+
+
+class MendError(StudioError):
+    """A mended dataset cannot be written, or not there."""
+
+
+class MendStopped(MendError):
+    """The writing of a mended dataset was stopped; nothing is left of it."""

@@ -16,7 +16,7 @@ from studio.core.data.mend_types import RECODING, MendChoice, MendKind, MendPlan
 from studio.core.errors import ConfigError, DatasetError, MediaError
 from studio.core.geometry import bucket_size
 from studio.core.simpletuner import Project
-from studio.core.types import Clip, DatasetReport, IssueCode, Pair, Severity
+from studio.core.types import Clip, DatasetReport, Issue, IssueCode, Pair, Severity
 
 _WRONG_START_FRAME = {IssueCode.START_FRAME_DIFFERS, IssueCode.START_FRAME_BLANK, IssueCode.ASPECT_MISMATCH}
 _MENDABLE = {
@@ -102,10 +102,13 @@ def _is_plain(project: Project) -> bool:
 
 def _unusable(pair: Pair) -> str:
     """Why a pair cannot be in a mended dataset; empty when it can."""
-    if pair.clip is not None and pair.bucket is not None:
-        return ""
-    blocking = [i.message for i in pair.issues if i.severity is Severity.ERROR and i.code not in _MENDABLE]
-    return blocking[0] if blocking else f"{pair.name} fits no bucket."
+    return "" if pair.clip and pair.bucket else _reason(pair.name, pair.issues)
+
+
+def _reason(name: str, issues: Sequence[Issue]) -> str:
+    """Why a clip has no bucket: the first of its issues that says so."""
+    blocking = (i for i in issues if i.severity is Severity.ERROR or i.code is IssueCode.CLIP_LEFT_OUT)
+    return next((i.message for i in blocking if i.code not in _MENDABLE), f"{name} fits no bucket.")
 
 
 def _dataset(pair: Pair, project: Project) -> DatasetConfig:
@@ -188,7 +191,7 @@ def _plan_pair(
             taken = replace(clip, num_frames=len(scene), fps=fps, slowest_fps=fps, fastest_fps=fps)
         assigned = assign_bucket(taken, subject, dataset, data)
         if assigned.bucket is None:
-            left_out.append((pair, assigned.issues[0].message))
+            left_out.append((pair, _reason(subject, assigned.issues)))
             continue
         trained = assigned.frame_indices[-1] + 1 if assigned.frame_indices else assigned.bucket.num_frames
         changes = wanted - {MendKind.TRIM}
