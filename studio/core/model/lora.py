@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,13 +16,14 @@ import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils.peft_utils import delete_adapter_layers, recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from studio.core.config import LoraSettings
 from studio.core.errors import AdapterError
 from studio.core.model.dit import LongCatVideoTransformer3DModel
+from studio.core.model.lora_file import LoraWeights, load_lora, read_alphas, read_safetensors
+from studio.core.model.lora_formats import to_plain
 from studio.core.model.lora_linear import LoraLinear
 
 LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|proj))"
@@ -29,14 +31,11 @@ LORA_TARGETS = r"blocks\.\d+\.(attn\.(qkv|proj)|cross_attn\.(q_linear|kv_linear|
 
 TRAINING = "trainee"
 SAMPLING = "sampling"
-"""Adapter names in peft: the one being trained (`training` is an attribute of every module), and the one that a
-sample asked for."""
+"""Adapter names in peft: the one being trained (`training` is an attribute of every module), and, with a number, those
+that a sample asked for."""
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """diffusers' name; keys `transformer.<module>.lora_A.weight`."""
-
-MAX_TENSORS = 8192
-"""More than any LoRA of this model has; a file with more is refused before it is read."""
 
 
 def add_lora(dit: LongCatVideoTransformer3DModel, settings: LoraSettings, *, seed: int) -> list[nn.Parameter]:
@@ -114,45 +113,58 @@ def save_lora(
 
 
 def read_lora(dit: LongCatVideoTransformer3DModel, file: Path) -> tuple[dict[str, torch.Tensor], LoraSettings]:
-    """(weights by `<module>.lora_A.weight`, shape) of a LoRA file, checked against the model.
+    """(weights by `<module>.lora_A.weight`, shape) of a LoRA file that one adapter can go on from.
 
     Raises:
-        AdapterError: not safetensors, not a LoRA, or of another shape; the first keys are named with both shapes.
+        AdapterError: as `load_lora`, and where ranks or scales differ by module.
     """
-    state, metadata = _read_file(file)
-    problems = _misfits(dit, state)
-    if problems or not state:
-        detail = "; ".join(problems[:3]) or "it holds no lora_A and lora_B tensors"
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+    weights = load_lora(dit, file)
+    shapes = {(rank, weights.scales[module]) for module, rank in weights.ranks.items()}
+    if len(shapes) > 1:
         raise AdapterError(
-            f"{file.name} is not a LoRA of this model: {detail}{more}.",
-            "Choose a LoRA that was trained on this checkpoint.",
+            f"{file.name} has {len(shapes)} different ranks and scales; training goes on from one of each.",
+            "Sample with it, and train another LoRA.",
         )
-    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    if bad:
-        raise AdapterError(f"{file.name} holds NaN or infinity in {len(bad)} tensors.", "Train it again.")
-    rank = _rank(state)
-    try:
-        config = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-        alpha = float(config.get("transformer.lora_alpha", rank))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise AdapterError(
-            f"{file.name} says of itself what cannot be read ({LORA_ADAPTER_METADATA_KEY}).", "Save it again."
-        ) from error
-    return state, LoraSettings(rank=rank, alpha=alpha)
+    rank, scale = shapes.pop()
+    return dict(weights.tensors), LoraSettings(rank=rank, alpha=scale * rank)
+
+
+def read_lora_shape(file: Path) -> LoraSettings:
+    """Rank and alpha of a LoRA file, before there is a model to check it against. Raises AdapterError."""
+    tensors, metadata = read_safetensors(file)
+    state, scales = to_plain(tensors, (), read_alphas(file, metadata))
+    ranks = [len(state[f"{module}.lora_A.weight"]) for module in scales]
+    if not ranks:
+        raise AdapterError(f"{file.name} is not a LoRA: it holds no lora_A tensor.", "Choose a .safetensors LoRA.")
+    return LoraSettings(rank=ranks[0], alpha=next(iter(scales.values())) * ranks[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraFile:
+    """A LoRA and how strongly it is put on."""
+
+    path: Path
+    strength: float = 1.0
+    """Factor on what it changes; 1 is as trained, below 0 is the opposite."""
 
 
 @contextmanager
-def lora_applied(dit: LongCatVideoTransformer3DModel, file: Path | None, strength: float = 1.0) -> Iterator[None]:
-    """Inside, the model runs with the LoRA of `file` at `strength`, or bare when `file` is None.
+def loras_applied(dit: LongCatVideoTransformer3DModel, loras: Sequence[LoraFile]) -> Iterator[None]:
+    """Inside, the model runs with all of `loras` at once, or bare when there are none.
 
-    An adapter in training is set aside and put back. The base weights are never touched. Raises AdapterError.
+    They are put beside the base weights, which are never touched, and taken off again. An adapter in training is set
+    aside and put back.
+
+    Raises:
+        AdapterError: as `load_lora`; nothing is put on then.
     """
-    read = None if file is None else read_lora(dit, file)
+    loaded = [load_lora(dit, lora.path) for lora in loras]
+    names = [f"{SAMPLING}_{number}" for number in range(len(loaded))]
     try:
-        if read is not None:
-            _put_on(dit, *read)
-            dit.set_adapters(SAMPLING, strength)
+        for name, weights in zip(names, loaded, strict=True):
+            _put_on(dit, name, weights)
+        if names:
+            dit.set_adapters(names, [lora.strength for lora in loras])
         elif adapter_names(dit):
             dit.disable_lora()
         yield
@@ -160,19 +172,33 @@ def lora_applied(dit: LongCatVideoTransformer3DModel, file: Path | None, strengt
         if TRAINING in adapter_names(dit):
             dit.enable_lora()
             dit.set_adapter(TRAINING)
-        remove_lora(dit, SAMPLING)
+        for name in names:
+            remove_lora(dit, name)
 
 
-def _put_on(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tensor], settings: LoraSettings) -> None:
-    """Adds the adapter `sampling` to just the layers that `state` has weights for."""
-    layers = sorted({name.rpartition(".lora_")[0] for name in state})
+def lora_applied(
+    dit: LongCatVideoTransformer3DModel, file: Path | None, strength: float = 1.0
+) -> AbstractContextManager[None]:
+    """`loras_applied` with one LoRA, or with none."""
+    return loras_applied(dit, () if file is None else (LoraFile(path=file, strength=strength),))
+
+
+def _put_on(dit: LongCatVideoTransformer3DModel, adapter: str, weights: LoraWeights) -> None:
+    """Adds an adapter to just the layers that there are weights for."""
+    ranks, scales = weights.ranks, weights.scales
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    config = _peft_config(LoraSettings(rank=rank), "|".join(re.escape(layer) for layer in sorted(ranks)))
+    config.rank_pattern = {re.escape(layer): own for layer, own in ranks.items() if own != rank}
+    config.alpha_pattern = {
+        re.escape(layer): scales[layer] * own for layer, own in ranks.items() if scales[layer] * own != rank
+    }
     with warnings.catch_warnings():
         # A second adapter beside the one in training is what is wanted here.
         warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-        dit.add_adapter(_peft_config(settings, "|".join(re.escape(layer) for layer in layers)), SAMPLING)
+        dit.add_adapter(config, adapter)
     for name, parameter in dit.named_parameters():
-        if f".{SAMPLING}." in name:
-            parameter.data = state[name.replace(f".{SAMPLING}.", ".")].to(dit.device, torch.float32)
+        if f".{adapter}." in name:
+            parameter.data = weights.tensors[name.replace(f".{adapter}.", ".")].to(dit.device, torch.float32)
 
 
 def _peft_config(settings: LoraSettings, layers: str = LORA_TARGETS) -> LoraConfig:
@@ -186,57 +212,3 @@ def _peft_config(settings: LoraSettings, layers: str = LORA_TARGETS) -> LoraConf
     )
     config._register_custom_module({nn.Linear: LoraLinear})
     return config
-
-
-def _read_file(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors without the `transformer.` (or peft's `base_model.model.`) prefix, and the metadata."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            names = list(tensors.keys())
-            if len(names) > MAX_TENSORS:
-                raise AdapterError(f"{file.name} holds {len(names)} tensors: no LoRA.", "Choose a LoRA file.")
-            state = {_plain_name(name): tensors.get_tensor(name).float() for name in names}
-            return state, tensors.metadata() or {}
-    except FileNotFoundError as error:
-        raise AdapterError(f"There is no LoRA file {file}.", "Check the path.") from error
-    except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{file.name} is not a safetensors file, or it is cut off.",
-            "Choose a .safetensors LoRA; nothing else is opened, because other formats can run code.",
-        ) from error
-
-
-def _plain_name(name: str) -> str:
-    for prefix in ("transformer.", "base_model.model.", "diffusion_model."):
-        name = name.removeprefix(prefix)
-    return name
-
-
-def _rank(state: Mapping[str, torch.Tensor]) -> int:
-    return next((t.shape[0] for n, t in state.items() if n.endswith(".lora_A.weight") and t.dim() == 2), 0)
-
-
-def _misfits(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tensor]) -> list[str]:
-    """One sentence for every tensor of `state` that has no place in the model, another shape, or no partner."""
-    layers = {
-        name.replace(".base_layer", ""): module
-        for name, module in dit.named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    }
-    problems = []
-    rank = _rank(state)
-    if state and rank < 1:
-        return ["it holds no lora_A tensor of rank 1 or more"]
-    for name, tensor in state.items():
-        module, _, part = name.rpartition(".lora_")
-        layer = layers.get(module)
-        if layer is None or part not in ("A.weight", "B.weight"):
-            problems.append(f"{name} has no place in the model")
-            continue
-        shape = (rank, layer.in_features) if part == "A.weight" else (layer.out_features, rank)
-        if tuple(tensor.shape) != shape:
-            problems.append(f"{name} is {list(tensor.shape)}, expected {list(shape)}")
-        partner = f"{module}.lora_{'B' if part == 'A.weight' else 'A'}.weight"
-        if partner not in state:
-            problems.append(f"{partner} is missing")
-    return problems
