@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from studio.core.errors import ConfigError
+from studio.core.published_buckets import PUBLISHED_BUCKETS, RESOLUTIONS, UNITS
 
 PUBLISHED_MODEL = "meituan-longcat/LongCat-Video"
 """Hub id of the flavour `final`."""
 
 Attention = Literal["auto", "dense", "sparse"]
 CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
-ResolutionType = Literal["pixel", "area", "pixel_area"]
+ResolutionType = Literal["pixel", "area", "pixel_area", "published"]
 BasePrecision = Literal["no_change", "int8-quanto", "fp8-torchao"]
 LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
 
@@ -73,9 +74,23 @@ class DatasetConfig:
     caption_strategy: CaptionStrategy | None = "textfile"
     instance_prompt: str | None = None
     resolution: float = 480.0
-    """Edge in pixels, or megapixels for `area`."""
+    """Edge in pixels, or megapixels for `area`; 480 or 720 for `published`."""
     resolution_type: ResolutionType = "pixel_area"
     num_frames: int = 93
+    min_frames: int | None = None
+    """Clips with fewer frames are left out, with `max_frames` those with more; counted at the rate they are read at."""
+    max_frames: int | None = None
+    min_aspect: float | None = None
+    """Width / height below which clips are left out, with `max_aspect` above which."""
+    max_aspect: float | None = None
+    min_size: float | None = None
+    """Smaller clips are left out; in the unit of `resolution_type`."""
+    max_samples: int | None = None
+    """Clips after so many, in order of their names, are left out."""
+    split_captions: bool = True
+    """Each line of a caption file is a caption; False: the file is one."""
+    prepend_instance_prompt: bool = False
+    """Captions from files and names begin with `instance_prompt`."""
     repeats: int = 0
     """Extra passes over the dataset in an epoch."""
     cache_dir: Path | None = None
@@ -87,6 +102,11 @@ class DatasetConfig:
         if self.caption_strategy == "instanceprompt" and not self.instance_prompt:
             raise ConfigError(
                 f"Dataset {self.id}: caption_strategy is instanceprompt, but instance_prompt is empty.",
+                "Write the prompt into instance_prompt.",
+            )
+        if self.prepend_instance_prompt and not self.instance_prompt:
+            raise ConfigError(
+                f"Dataset {self.id}: prepend_instance_prompt is set, but instance_prompt is empty.",
                 "Write the prompt into instance_prompt.",
             )
 
@@ -101,6 +121,18 @@ class DataConfig:
     train_batch_size: int = 1
     framerate: float | None = None
     """Frames per second that clips are converted to; None: their frames as they are."""
+
+    def __post_init__(self) -> None:
+        for dataset in self.datasets:
+            if dataset.kind != "video" or dataset.resolution_type != "published":
+                continue
+            if (dataset.resolution, self.aspect_bucket_alignment) not in PUBLISHED_BUCKETS:
+                raise ConfigError(
+                    f"Dataset {dataset.id}: there is no published bucket table for resolution {dataset.resolution:g} "
+                    f"and aspect_bucket_alignment {self.aspect_bucket_alignment}.",
+                    f"Use resolution {' or '.join(map(str, RESOLUTIONS))}, and as alignment one of "
+                    f"{', '.join(map(str, UNITS))}.",
+                )
 
     @property
     def by_id(self) -> dict[str, DatasetConfig]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from studio.core.published_buckets import published_size
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -79,12 +81,15 @@ def round_to_grid(value: float, alignment: int) -> int:
 
 
 def bucket_size(height: int, width: int, *, resolution: float, resolution_type: str, alignment: int) -> tuple[int, int]:
-    """Target (height, width) in pixels of a clip under SimpleTuner's bucket formulas.
+    """Target (height, width) in pixels of a clip under SimpleTuner's bucket formulas, or from the published tables.
 
-    `resolution_type` is `pixel` (edge of the shorter side), `area` (megapixels) or `pixel_area` (the edge of a
-    square of that area). The aspect ratio is width / height rounded to two digits, as there.
+    `resolution_type` is `pixel` (edge of the shorter side), `area` (megapixels), `pixel_area` (the edge of a
+    square of that area) or `published` (480 or 720: see `published_buckets.py`). For SimpleTuner's three the
+    aspect ratio is width / height rounded to two digits, as there.
     Source: SimpleTuner's bucket maths; its order-dependent reuse of the first size seen is left out.
     """
+    if resolution_type == "published":
+        return published_size(height, width, int(resolution), alignment)
     aspect = round(width / height, 2)
     if resolution_type == "pixel":
         if width < height:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from studio.core.config import DatasetConfig
 from studio.core.geometry import bucket_size
 from studio.core.jsonc import Document, JsonPath, JsonValue
+from studio.core.published_buckets import PUBLISHED_BUCKETS, RESOLUTIONS, UNITS
 from studio.core.simpletuner_keys import DATASET_KEYS, SKIPPED_DATASET_TYPES, VIDEO_KEYS
 from studio.core.simpletuner_reading import Reading
 from studio.core.types import Issue, IssueCode, Severity
@@ -66,8 +67,7 @@ def read_datasets(document: Document, *, folder: Path, defaults: Mapping[str, An
     for index, item in enumerate(document.value):
         entry = _read_entry(reading, item, index, folder, defaults, {e.config.id for e in entries})
         if entry:
-            _check_resolution(reading, entry, alignment)
-            entries.append(entry)
+            entries.append(_with_known_resolution(reading, entry, alignment))
     _check_clips(reading, entries)
     return Datasets(
         datasets=tuple(_with_known_references(reading, entry, entries) for entry in entries),
@@ -104,10 +104,12 @@ def _read_entry(
         fields["caption_strategy"] = None
     else:
         _say_defaults(reading, at, prefix, fields)
-    if fields.get("caption_strategy") == "instanceprompt" and not fields.get("instance_prompt"):
-        what = "caption_strategy is instanceprompt, but instance_prompt is empty."
-        reading.error(at, f"{prefix}instance_prompt", what, "Write the prompt into instance_prompt.")
-        fields["caption_strategy"] = None
+    if settings.get("only_instance_prompt"):
+        fields["caption_strategy"] = "instanceprompt"
+    if settings.get("whole_captions"):
+        fields["split_captions"] = False
+    _check_instance_prompt(reading, at, prefix, fields)
+    _check_limits(reading, at, prefix, fields)
     cache = settings.get("cache_dir")
     config = DatasetConfig(
         id=_read_id(reading, item, index, settings, taken),
@@ -117,6 +119,34 @@ def _read_entry(
         **fields,
     )
     return _Entry(config, at, settings["dataset_type"] == "eval")
+
+
+def _check_instance_prompt(reading: Reading, at: JsonPath, prefix: str, fields: dict[str, Any]) -> None:
+    """Without a prompt there is none to use, or to put before captions."""
+    if fields.get("instance_prompt"):
+        return
+    remedy = "Write the prompt into instance_prompt."
+    if fields.get("caption_strategy") == "instanceprompt":
+        what = "caption_strategy is instanceprompt, but instance_prompt is empty."
+        reading.error(at, f"{prefix}instance_prompt", what, remedy)
+        fields["caption_strategy"] = None
+    if fields.pop("prepend_instance_prompt", False):
+        what = "prepend_instance_prompt is true, but instance_prompt is empty."
+        reading.error(at, f"{prefix}instance_prompt", what, remedy)
+
+
+def _check_limits(reading: Reading, at: JsonPath, prefix: str, fields: dict[str, Any]) -> None:
+    """A lower limit above the upper one would leave out every clip."""
+    limits = (
+        ("min_frames", "max_frames", "video.min_frames", "video.max_frames"),
+        ("min_aspect", "max_aspect", "minimum_aspect_ratio", "maximum_aspect_ratio"),
+    )
+    for low, high, low_key, high_key in limits:
+        least, most = fields.get(low), fields.get(high)
+        if least is not None and most is not None and least > most:
+            what = f"{low_key} is {least:g}, but {high_key} is {most:g}: no clip fits both."
+            reading.error(at, prefix + low_key, what, "Correct one of the two.")
+            del fields[low]
 
 
 def _read_video(reading: Reading, item: Mapping[str, JsonValue], at: JsonPath, prefix: str) -> dict[str, Any]:
@@ -201,6 +231,25 @@ def _say_defaults(reading: Reading, at: JsonPath, prefix: str, fields: Mapping[s
     if fields.get("is_i2v", True) and not fields.get("conditioning_ids"):
         what = "conditioning_data is not set: start frames are looked for beside the clips."
         reading.notice(at, f"{prefix}conditioning_data", what)
+
+
+def _with_known_resolution(reading: Reading, entry: _Entry, alignment: int) -> _Entry:
+    """The dataset with sizes that exist: of published ones that do not, the default formula takes the place."""
+    config = entry.config
+    if config.resolution_type == "published" and config.kind == "video":
+        if (config.resolution, alignment) in PUBLISHED_BUCKETS:
+            return entry
+        reading.error(
+            (*entry.at, "resolution_type"),
+            f"{config.id}.resolution_type",
+            f"resolution_type is published, but there is no published table for resolution {config.resolution:g} and "
+            f"aspect_bucket_alignment {alignment}.",
+            f"Use resolution {' or '.join(map(str, RESOLUTIONS))}, and as alignment one of "
+            f"{', '.join(map(str, UNITS))}.",
+        )
+        return replace(entry, config=replace(config, resolution_type="pixel_area"))
+    _check_resolution(reading, entry, alignment)
+    return entry
 
 
 def _check_resolution(reading: Reading, entry: _Entry, alignment: int) -> None:

@@ -17,6 +17,7 @@ from studio.core.simpletuner_values import (
     boolean,
     bucket_alignment,
     choice,
+    crop,
     device,
     frame_count,
     integer,
@@ -76,12 +77,13 @@ flash-attn-3-varlen-hub flash-attn-4-hub sageattention metal-flash-attention
 """
 """SimpleTuner's attention mechanisms that compute exact attention."""
 _SILENT_CONFIG_KEYS = """
+allow_dataset_oversubscription ramtorch_target_modules
 aspect_bucket_rounding base_model_default_dtype cache_dir checkpoint_epoch_interval
 checkpointing_rolling_steps disable_benchmark ema_decay ema_device eval_loss_disable eval_steps_interval
 evaluation_type flow_custom_timesteps flow_sigmoid_scale flow_use_beta_schedule flow_use_uniform_schedule
 gradient_checkpointing_backend gradient_checkpointing_interval gradient_checkpointing_offload_attention
 gradient_checkpointing_segment_stride group_offload_blocks_per_group group_offload_text_encoder
-group_offload_to_disk_path group_offload_vae hub_model_id keep_vae_loaded minimum_image_size
+group_offload_to_disk_path group_offload_vae hub_model_id keep_vae_loaded
 offload_during_startup push_checkpoints_to_hub quantize_via tracker_project_name tracker_run_name
 user_prompt_library vae_batch_size vae_cache_disable vae_cache_ondemand vae_dtype vae_enable_slicing
 validation_disable_unconditional validation_input validation_noise_scheduler validation_on_startup
@@ -91,7 +93,7 @@ image_processing_batch_size max_workers read_batch_size weight_dtype adam_beta1 
 adam_epsilon adam_weight_decay validation_guidance_rescale validation_torch_compile webhook_config
 """
 _SILENT_DATASET_KEYS = """
-caption_shuffle crop_aspect crop_aspect_buckets max_upscale_threshold start_epoch end_epoch start_step
+caption_shuffle crop_aspect_buckets max_upscale_threshold start_epoch end_epoch start_step
 end_step disable_validation is_regularisation_data slider_strength timestep_sampling_offset
 vae_cache_clear_each_epoch vae_cache_ondemand vae_cache_disable skip_file_discovery metadata_backend
 preserve_data_backend_cache text_embeds image_embeds cache_dir default cache_file_suffix hash_filenames
@@ -113,7 +115,11 @@ _base_precision = choice(
 )
 _captions = choice({"textfile": "textfile", "filename": "filename", "instanceprompt": "instanceprompt"})
 _schedule = choice({name: name for name in ("constant", "constant_with_warmup", "linear", "cosine")})
-_resolution_type = choice({"pixel": "pixel", "area": "area", "pixel_area": "pixel_area"})
+_resolution_type = choice({name: name for name in ("pixel", "area", "pixel_area", "published")})
+_bucket_strategy = choice(
+    {"resolution_frames": "resolution_frames", "aspect_ratio": "resolution_frames"},
+    says='"{written}" is taken as {taken}: the number of frames separates buckets too.',
+)
 
 _HONOURED: dict[str, Rule] = {
     # model
@@ -139,6 +145,7 @@ _HONOURED: dict[str, Rule] = {
     "resolution_type": Honoured("defaults.resolution_type", _resolution_type),
     "caption_strategy": Honoured("defaults.caption_strategy", _captions),
     "instance_prompt": Honoured("defaults.instance_prompt", text),
+    "minimum_image_size": Honoured("defaults.min_size", number(at_least=0)),
     # adapter and optimiser
     "lora_rank": Honoured("lora.rank", integer(at_least=1)),
     "lora_alpha": Honoured("lora.alpha", number(above=0)),
@@ -195,6 +202,7 @@ _UNUSED |= dict.fromkeys(
 _REFUSED: dict[str, Rule] = {
     "lora_type": Refused("LoRAs are made with PEFT only", ("standard",)),
     "ramtorch": Refused("weights are not streamed from main memory here"),
+    "model_cpu_offload": Refused("weights wait in main memory through musubi_blocks_to_swap or enable_group_offload"),
     "controlnet": Refused("ControlNets are not trained here"),
 }
 
@@ -204,9 +212,9 @@ CONFIG_KEYS: Mapping[str, Rule] = _HONOURED | _UNUSED | _REFUSED
 VIDEO_KEYS: Mapping[str, Rule] = {
     "num_frames": Honoured("dataset.num_frames", frame_count),
     "is_i2v": Honoured("dataset.is_i2v", boolean),
-    "min_frames": Unused("short clips get the largest 4k+1 frames that they hold"),
-    "max_frames": Unused("of long clips the first frames are taken", True),
-    "bucket_strategy": Unused("buckets are height, width and frames", False, ("resolution_frames",)),
+    "min_frames": Honoured("dataset.min_frames", integer(at_least=1)),
+    "max_frames": Honoured("dataset.max_frames", integer(at_least=1)),
+    "bucket_strategy": Honoured("reader.bucket_strategy", _bucket_strategy),
     "frame_interval": Unused("frame counts are floored to 4k+1"),
 }
 """Keys of the `video` block of a dataset."""
@@ -224,20 +232,21 @@ DATASET_KEYS: Mapping[str, Rule] = {
     "resolution_type": Honoured("dataset.resolution_type", _resolution_type),
     "repeats": Honoured("dataset.repeats", integer()),
     "cache_dir_vae": Honoured("reader.cache_dir", location),
-    "crop": Unused("what hangs over the bucket is always cropped", False, (True,)),
-    "crop_style": Unused("the crop is always in the centre", False, ("center", "centre")),
+    "crop": Honoured("reader.crop", crop),
+    "crop_style": Unused("the crop is always in the centre", True, ("center", "centre")),
+    "crop_aspect": Unused("buckets keep the aspect of their clips", True, ("preserve",)),
     "conditioning": Unused("nothing is generated; start frames can be taken from the clips when checking"),
     "conditioning_type": Unused("a conditioning dataset always holds start frames"),
     "source_dataset_id": Unused("clips name their start frames through conditioning_data"),
-    "only_instance_prompt": Unused('say caption_strategy "instanceprompt" instead', True, (False,)),
-    "prepend_instance_prompt": Unused("captions are taken as they are", True, (False,)),
+    "only_instance_prompt": Honoured("reader.only_instance_prompt", boolean),
+    "prepend_instance_prompt": Honoured("dataset.prepend_instance_prompt", boolean),
     "probability": Unused("every dataset is used in full", True, (1,)),
-    "max_num_samples": Unused("every clip is used", True),
+    "max_num_samples": Honoured("dataset.max_samples", integer(at_least=1)),
     "train_batch_size": Unused("the batch size is the same for all datasets", True),
-    "disable_multiline_split": Unused("each line of a caption file is a caption", True, (False,)),
-    "minimum_aspect_ratio": Unused("every clip is used", True),
-    "maximum_aspect_ratio": Unused("every clip is used", True),
-    "minimum_image_size": Unused("every clip is used", True, (0,)),
+    "disable_multiline_split": Honoured("reader.whole_captions", boolean),
+    "minimum_aspect_ratio": Honoured("dataset.min_aspect", number(above=0)),
+    "maximum_aspect_ratio": Honoured("dataset.max_aspect", number(above=0)),
+    "minimum_image_size": Honoured("dataset.min_size", number(at_least=0)),
     "maximum_image_size": Unused("clips are resized to their bucket"),
     "target_downsample_size": Unused("clips are resized to their bucket"),
     "disable_vae_cache": Refused("SimpleTuner has removed this key"),

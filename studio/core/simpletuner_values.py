@@ -83,6 +83,18 @@ def boolean(value: JsonValue) -> bool:
     return value
 
 
+def crop(value: JsonValue) -> Normalised:
+    """Whether clips may be cropped, which they are either way; says how that differs from SimpleTuner."""
+    if boolean(value):
+        message = "crop is true: buckets keep the aspect of their clips, as with crop_aspect preserve; not squares."
+        return Normalised(True, (Note(message=message),))
+    message = (
+        "crop is false, but nothing is stretched: a clip is scaled until it covers its bucket, and what hangs over, "
+        "less than one step of the grid, is cropped evenly."
+    )
+    return Normalised(False, (Note(message=message),))
+
+
 def text(value: JsonValue) -> str:
     """Any text."""
     if not isinstance(value, str):

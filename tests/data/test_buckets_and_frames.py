@@ -20,6 +20,13 @@ def clip(height=448, width=832, num_frames=120, fps=15.0):
         width=width,
         reader="pyav",
         reader_reason="drawn for a test",
+        codec="h264",
+        rotation=0,
+        slowest_fps=fps,
+        fastest_fps=fps,
+        cuts=(),
+        motion=20.0,
+        signature="",
     )
 
 

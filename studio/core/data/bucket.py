@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -34,6 +36,11 @@ class Assignment:
     frame_indices: tuple[int, ...] = ()
     issues: tuple[Issue, ...]
 
+    @property
+    def is_left_out(self) -> bool:
+        """True when the configuration leaves the clip out; then that is the only issue."""
+        return any(issue.code is IssueCode.CLIP_LEFT_OUT for issue in self.issues)
+
 
 def assign_bucket(
     clip: Clip, subject: str, dataset: DatasetConfig, data: DataConfig, spec: GridSpec | None = None
@@ -58,6 +65,9 @@ def assign_bucket(
     held = f"{clip.num_frames} frame{'s' * (clip.num_frames != 1)}"
     if fps:
         held += f", {len(converted)} at {fps:g} a second"
+    reason = _reason_to_leave_out(clip, len(converted), held, dataset)
+    if reason:
+        return Assignment(bucket=None, issues=(left_out(subject, *reason),))
     num_frames, issues = _frames(len(converted), held, subject, dataset, spec)
     issues += _rate_issues(clip, subject, fps)
     aspect = clip.width / clip.height
@@ -88,6 +98,74 @@ def assign_bucket(
         fps=fps if num_frames else None,
         frame_indices=frames,
         issues=tuple(issues),
+    )
+
+
+def left_out(subject: str, key: str, why: str) -> Issue:
+    """What is said of a clip that a key of the configuration leaves out."""
+    return Issue(
+        code=IssueCode.CLIP_LEFT_OUT,
+        severity=Severity.NOTICE,
+        subject=subject,
+        message=f"{subject} is left out, it is not trained on: {why}.",
+        remedy=f"Change {key} to train on it.",
+    )
+
+
+def _reason_to_leave_out(clip: Clip, num_frames: int, held: str, dataset: DatasetConfig) -> tuple[str, str] | None:
+    """The key that leaves a clip out and why, or None; `held` are its `num_frames` in words.
+
+    Source: SimpleTuner's data loader documentation; sizes are in the unit of `resolution_type`.
+    """
+    aspect, pixels = round(clip.width / clip.height, 2), clip.width * clip.height
+    sizes = {"area": pixels / 1e6, "pixel_area": math.sqrt(pixels)}
+    size = sizes.get(dataset.resolution_type, float(min(clip.width, clip.height)))
+    unit = "megapixels" if dataset.resolution_type == "area" else "pixels"
+    limits = (
+        ("video.min_frames", dataset.min_frames, None, num_frames, f"it has {held}"),
+        ("video.max_frames", None, dataset.max_frames, num_frames, f"it has {held}"),
+        ("minimum_aspect_ratio", dataset.min_aspect, None, aspect, f"its width is {aspect:g} times its height"),
+        ("maximum_aspect_ratio", None, dataset.max_aspect, aspect, f"its width is {aspect:g} times its height"),
+        ("minimum_image_size", dataset.min_size, None, size, f"it measures {size:.4g} {unit}"),
+    )
+    for key, least, most, value, fact in limits:
+        if least is not None and value < least:
+            return key, f"{fact}, {key} is {least:g}"
+        if most is not None and value > most:
+            return key, f"{fact}, {key} is {most:g}"
+    return None
+
+
+def leave_out_surplus(pairs: Iterable[Pair], data: DataConfig) -> tuple[Pair, ...]:
+    """The same pairs, those after the first `max_samples` of their dataset left out."""
+    counts: Counter[str] = Counter()
+    kept = []
+    for pair in pairs:
+        limit = data.by_id[pair.dataset_id].max_samples
+        counts[pair.dataset_id] += not pair.is_left_out
+        if limit is not None and counts[pair.dataset_id] > limit and not pair.is_left_out:
+            why = f"max_num_samples is {limit}, and the first by name are taken"
+            issue = left_out(pair.name + pair.clip_path.suffix, "max_num_samples", why)
+            pair = replace(pair, bucket=None, fps=None, frame_indices=(), issues=(issue,))
+        kept.append(pair)
+    return tuple(kept)
+
+
+def emptied_datasets(pairs: Iterable[Pair]) -> tuple[Issue, ...]:
+    """Errors for datasets of which every clip is left out."""
+    by_dataset: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_dataset.setdefault(pair.dataset_id, []).append(pair)
+    return tuple(
+        Issue(
+            code=IssueCode.NO_CLIPS,
+            severity=Severity.ERROR,
+            subject=name,
+            message=f"All clips of {name} ({len(members)}) are left out. The first: {members[0].issues[0].message}",
+            remedy="Change the keys that leave them out.",
+        )
+        for name, members in by_dataset.items()
+        if all(pair.is_left_out for pair in members)
     )
 
 

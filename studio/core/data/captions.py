@@ -1,4 +1,4 @@
-"""Caption files: UTF-8 text, each line that is not blank a caption."""
+"""Caption files: UTF-8 text, each line that is not blank a caption, or all of them one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ MAX_CAPTION_BYTES = 100_000
 """The text encoder reads 512 tokens; a file this long is no caption."""
 
 
-def read_captions(path: Path) -> tuple[str, ...]:
+def read_captions(path: Path, *, split_lines: bool = True) -> tuple[str, ...]:
     """The captions in a file; empty when it holds only blanks. A byte order mark and CRLF are accepted.
+
+    Without `split_lines` the whole file is one caption, its lines joined by blanks.
 
     Raises:
         MediaError: not readable, not UTF-8 (names the byte), or too long to be captions.
@@ -33,4 +35,5 @@ def read_captions(path: Path) -> tuple[str, ...]:
         raise MediaError(f"{path.name} is not UTF-8 at byte {error.start}{hint}.", "Save it as UTF-8.") from error
     if "\0" in text:
         raise MediaError(f"{path.name} holds a NUL character, so it is not text.", "Save it as UTF-8 text.")
-    return tuple(line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip())
+    lines = tuple(line.strip() for line in re.split(r"\r\n|\r|\n", text) if line.strip())
+    return lines if split_lines or not lines else (" ".join(lines),)

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from studio.core.config import DataConfig, DatasetConfig
-from studio.core.data.bucket import Assignment, aspect_issue, assign_bucket, small_buckets
+from studio.core.data.bucket import (
+    Assignment,
+    aspect_issue,
+    assign_bucket,
+    emptied_datasets,
+    leave_out_surplus,
+    small_buckets,
+)
+from studio.core.data.findings import clip_issues, name_duplicates, start_frame_issues
 from studio.core.data.pair import PairedFiles, orphan_frames, pair_files
 from studio.core.data.probe import probe_clip, probe_start_frame
 from studio.core.data.probe_cache import ProbeCache, file_state, user_cache
@@ -82,10 +90,11 @@ def check_dataset(data: DataConfig, *, progress: Progress | None = None, probes:
         pairs.append(_check_pair(dataset, files, scan, data, probes))
         if progress:
             progress(done, len(todo))
+    kept = leave_out_surplus(pairs, data)
     issues += _orphans(data, scans, frozenset(used))
-    issues += small_buckets(pairs, data)
+    issues += small_buckets(kept, data) + emptied_datasets(kept)
     probes.disk.drop_old()
-    return DatasetReport(pairs=tuple(pairs), issues=tuple(issues))
+    return DatasetReport(pairs=kept, issues=tuple(issues))
 
 
 def _check_alignment(data: DataConfig) -> list[Issue]:
@@ -206,8 +215,10 @@ def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: Da
     assignment = Assignment(bucket=None, issues=())
     if clip and data.aspect_bucket_alignment > 0:
         assignment = assign_bucket(clip, shown, dataset, data)
+        if assignment.is_left_out:
+            issues = []  # nothing of a clip that is not trained has to be mended
         issues += assignment.issues
-        mismatch = aspect_issue(clip, start_frame, shown) if start_frame else None
+        mismatch = aspect_issue(clip, start_frame, shown) if start_frame and not assignment.is_left_out else None
         issues += [mismatch] if mismatch else []
     return Pair(
         dataset_id=dataset.id,

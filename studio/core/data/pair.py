@@ -132,6 +132,15 @@ def _find_captions(
     dataset: DatasetConfig, shown: str, stem: str, captions: _Index, issues: list[Issue]
 ) -> tuple[str, ...]:
     """The captions under the dataset's strategy; without one, a single empty caption."""
+    found = _bare_captions(dataset, shown, stem, captions, issues)
+    if dataset.prepend_instance_prompt and dataset.caption_strategy in ("textfile", "filename"):
+        return tuple(f"{dataset.instance_prompt} {caption}".strip() for caption in found)
+    return found
+
+
+def _bare_captions(
+    dataset: DatasetConfig, shown: str, stem: str, captions: _Index, issues: list[Issue]
+) -> tuple[str, ...]:
     if dataset.caption_strategy is None:
         return ("",)
     if dataset.caption_strategy == "instanceprompt":
@@ -148,7 +157,7 @@ def _find_captions(
         return ()
     _say_if_loose(shown, stem, found[0], issues)
     try:
-        lines = read_captions(found[0].path)
+        lines = read_captions(found[0].path, split_lines=dataset.split_captions)
     except MediaError as error:
         unreadable = IssueCode.CAPTION_UNREADABLE
         issues.append(_caption_issue(unreadable, found[0].shown, error.message, error.remedy))
