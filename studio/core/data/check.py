@@ -15,7 +15,6 @@ from studio.core.data.bucket import (
     leave_out_surplus,
     small_buckets,
 )
-from studio.core.data.findings import clip_issues, name_duplicates, start_frame_issues
 from studio.core.data.pair import PairedFiles, orphan_frames, pair_files
 from studio.core.data.probe import probe_clip, probe_start_frame
 from studio.core.data.probe_cache import ProbeCache, file_state, user_cache
