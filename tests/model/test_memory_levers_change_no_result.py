@@ -10,7 +10,8 @@ from torch.utils.checkpoint import CheckpointPolicy
 from studio.core.config import LoraSettings, ModelConfig
 from studio.core.errors import ConfigError, DeviceError
 from studio.core.model import attention
-from studio.core.model.load import load_bundle
+from studio.core.model.fp8 import Fp8Linear
+from studio.core.model.load import load_bundle, resolve_device
 from studio.core.model.lora import TRAINING, add_lora, lora_applied, lora_state, remove_lora, restore_lora, save_lora
 from studio.core.model.placement import offload_layers, place
 from studio.core.model.swap import BlockSwap
@@ -209,6 +210,15 @@ def test_fp8_on_a_cpu_is_near_the_full_precision_and_says_that_it_is_slow(reside
         assert same(step(bundle, checkpointing=True), expected)
 
 
+def test_fp8_keeps_the_weight_that_it_multiplied_for_the_backward():
+    linear = Fp8Linear(torch.nn.Linear(32, 16))
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (expected,) = torch.autograd.grad(linear(x).sum(), x)
+    out = linear(x)
+    linear.weight.data = torch.zeros_like(linear.weight)  # as an offload does after the call
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], expected)
+
+
 def test_int8_weights_swap_as_others_do(int8_bundle):
     expected = step(int8_bundle, checkpointing=True), latents(int8_bundle)
     state = {name: tensor.clone() for name, tensor in int8_bundle.dit.state_dict().items()}
@@ -266,6 +276,15 @@ def test_tiles_change_a_picture_little_and_a_latent_not_at_all(tiny_bundle):
     assert torch.equal(tiled[0], whole[0])
     # Of a range of 2: a seam is where two tiles that did not see each other are blended.
     assert 0 < (tiled[1] - whole[1]).abs().mean() < 0.05
+
+
+def test_a_cuda_device_has_its_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    # Without one torch.cuda.get_per_process_memory_fraction raises.
+    assert [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1", "cuda:1", "cuda:0", "cpu",
+    ]  # fmt: skip
 
 
 def load(device="cuda", **fields):

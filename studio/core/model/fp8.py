@@ -53,7 +53,8 @@ class _Fp8Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight_NK: torch.Tensor, scale_N: torch.Tensor, bias_N: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.save_for_backward(weight_NK, scale_N)
+        # An alias, as autograd itself keeps of a linear's weight: whoever offloads gives the parameter other data.
+        ctx.save_for_backward(weight_NK.detach(), scale_N)
         out = _multiply(*quantise_rows(x.flatten(0, -2)), weight_NK, scale_N, bias_N, x.dtype)
         # No view for autograd, so that an adapter may add to it in place.
         return torch.ops.aten._unsafe_view(out, (*x.shape[:-1], out.shape[-1]))

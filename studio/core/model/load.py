@@ -141,12 +141,13 @@ def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. Raises DeviceError."""
+    """`auto` is CUDA where there is one, else the CPU. A CUDA device has its number. Raises DeviceError."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise DeviceError(f"The device {name} is not here: PyTorch sees no CUDA device.", "Use the device cpu.")
-    return torch.device(name)
+    # Some calls of torch.cuda take no device without a number.
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
