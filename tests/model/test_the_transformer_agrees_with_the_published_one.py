@@ -95,10 +95,10 @@ def test_each_layer_notes_what_it_skips_and_only_when_asked():
 
 
 @pytest.mark.parametrize(
-    ("name", "num_steps", "guidance", "is_distilled"),
-    [("cfg4_8", 8, 4.0, False), ("nocfg_6", 6, 1.0, False), ("distill_4", 4, 1.0, True)],
+    ("name", "num_steps", "guidance", "schedule"),
+    [("cfg4_8", 8, 4.0, "standard"), ("nocfg_6", 6, 1.0, "standard"), ("distill_4", 4, 1.0, "distilled")],
 )
-def test_the_whole_loop_ends_where_the_published_one_does(name, num_steps, guidance, is_distilled):
+def test_the_whole_loop_ends_where_the_published_one_does(name, num_steps, guidance, schedule):
     held = TENSORS["sample.cond_latent"]
     *_, found = denoise(
         model(zero_pad=False),
@@ -109,7 +109,7 @@ def test_the_whole_loop_ends_where_the_published_one_does(name, num_steps, guida
         negative=TextCondition(embeds=TENSORS["sample.negative_embeds"], mask=TENSORS["sample.negative_mask"]),
         num_steps=num_steps,
         guidance_scale=guidance,
-        distilled=is_distilled,
+        schedule=schedule,
     )
     assert relative_error(found, TENSORS[f"sample.{name}.latents"]) < 1e-4
     assert torch.equal(found[:, :, :1], held), "the first latent must stay bit for bit"
@@ -140,11 +140,12 @@ def test_a_batch_is_guided_sample_by_sample():
 
 
 @pytest.mark.parametrize(
-    ("name", "num_steps", "is_distilled"), [("steps40", 40, False), ("steps50", 50, False), ("distill16", 16, True)]
+    ("name", "num_steps", "schedule"),
+    [("steps40", 40, "standard"), ("steps50", 50, "standard"), ("distill16", 16, "distilled")],
 )
-def test_the_noise_levels_are_the_published_ones(name, num_steps, is_distilled):
+def test_the_noise_levels_are_the_published_ones(name, num_steps, schedule):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=12.0)
-    set_schedule(scheduler, num_steps, distilled=is_distilled)
+    set_schedule(scheduler, num_steps, schedule)
     torch.testing.assert_close(scheduler.sigmas, TENSORS[f"schedule.{name}.sigmas"], rtol=1e-6, atol=1e-7)
 
 

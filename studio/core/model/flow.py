@@ -7,6 +7,8 @@ Source: LongCat-Video technical report, equations 19 and 20, and its pipelines.
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -18,6 +20,14 @@ SMALLEST_SIGMA = 0.001
 
 DISTILL_BASE_STEPS = 50
 """Unshifted grid that the distilled schedule picks from (published `use_distill`)."""
+
+HALFWAY = 500.0
+"""Timestep at which refinement begins (published `t_thresh` 0.5), and the steps of `detailed` become even."""
+
+DETAIL_STEPS = 10
+"""Even steps of `detailed` (published `enhance_hf`)."""
+
+Schedule = Literal["standard", "distilled", "detailed", "refinement"]
 
 
 def shift_sigma(sigma: torch.Tensor, shift: float) -> torch.Tensor:
@@ -35,14 +45,35 @@ def velocity_target(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return clean - noise
 
 
-def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, *, distilled: bool = False) -> None:
-    """Gives the scheduler the published noise levels for `num_steps`; it applies its own shift and ends at 0."""
-    if distilled:
+def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, schedule: Schedule = "standard") -> None:
+    """Gives the scheduler the published noise levels; it applies its own shift to the first two, and ends at 0.
+
+    - `standard`: sigma evenly from 1 to 0.001 in `num_steps`.
+    - `distilled`: `num_steps` of a grid of 50, for the distilled LoRA (16 steps).
+    - `detailed`: the standard ones above timestep 500, then 500, 450, ..., 50: more steps for what is fine. Published
+      as `enhance_hf`, for continuations; 56 steps of 50.
+    - `refinement`: 500, then the standard ones below it: 5 steps of 50.
+
+    Source: `get_timesteps_sigmas`, `generate_vc` and `generate_refine` of the published pipeline.
+    """
+    if schedule == "distilled":
         base = [(i + 1) / DISTILL_BASE_STEPS for i in reversed(range(DISTILL_BASE_STEPS))]
         sigmas = [base[i * DISTILL_BASE_STEPS // num_steps] for i in range(num_steps)]
     else:
         sigmas = torch.linspace(1, SMALLEST_SIGMA, num_steps).tolist()
     scheduler.set_timesteps(sigmas=sigmas)
+    timesteps = cast(torch.Tensor, scheduler.timesteps)
+    if schedule == "detailed":
+        tail = torch.linspace(HALFWAY, 0, DETAIL_STEPS + 1)[:-1]
+        _set_timesteps(scheduler, torch.cat((timesteps[timesteps > HALFWAY], tail)))
+    elif schedule == "refinement":
+        _set_timesteps(scheduler, torch.cat((torch.tensor([HALFWAY]), timesteps[timesteps < HALFWAY])))
+
+
+def _set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: torch.Tensor) -> None:
+    """These very timesteps, not shifted again."""
+    scheduler.timesteps = cast(torch.IntTensor, timesteps)
+    scheduler.sigmas = torch.cat((timesteps / TIMESTEPS, torch.zeros(1)))
 
 
 def guide(prompt: torch.Tensor, negative: torch.Tensor, scale: float, held: torch.Tensor | None = None) -> torch.Tensor:
