@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from studio.bench.paths import SIZE, TEXT_TOKENS, lora_in_training, time_training, use_fast_path
+from studio.bench.paths import REPEATS, SIZE, TEXT_TOKENS, lora_in_training, time_training, use_fast_path
 from studio.bench.speed import use_sparse_path
 from studio.core.geometry import GridSpec
 from studio.core.model.dit import LongCatVideoTransformer3DModel
@@ -74,7 +74,7 @@ def _compare(
             grid=GridSpec(), base_precision=setup.base_precision,
         )  # fmt: skip
         torch.cuda.empty_cache()
-        timing = time_training(dit, parameters, setup.bucket, batch_size=setup.batch_size)
+        timing = time_training(dit, parameters, setup.bucket, batch_size=setup.batch_size, repeats=REPEATS)
     predicted = extrapolate(measurement)
     cells = [_describe(setup, attention)]
     for guess, true in ((predicted.peak_bytes, timing.peak_bytes / 2**30), (predicted.seconds, timing.seconds)):
