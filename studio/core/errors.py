@@ -31,6 +31,10 @@ class DamagedClipError(MediaError):
     """A clip opens, but not all of its frames are whole."""
 
 
+class CheckStopped(StudioError):
+    """The check of a dataset was stopped; the message says how far it had come."""
+
+
 class CheckpointError(StudioError):
     """A model checkpoint is missing a part, or a part does not fit."""
 

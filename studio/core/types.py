@@ -92,20 +92,20 @@ class Clip:
     """`decord` or `pyav`: which one reads the frames."""
     reader_reason: str
     """Why that reader."""
-    codec: str = ""
+    codec: str
     """FFmpeg's name of the coding, such as `h264`."""
-    rotation: int = 0
+    rotation: int
     """Degrees that the container asks players to turn the frames by, anticlockwise: 0, 90, 180 or 270."""
-    slowest_fps: float = 0.0
+    slowest_fps: float
     """Of the longest time between two frames."""
-    fastest_fps: float = 0.0
+    fastest_fps: float
     """Of the shortest time between two frames; like `slowest_fps` where the rate does not vary."""
-    cuts: tuple[int, ...] = ()
+    cuts: tuple[int, ...]
     """Indices of frames with which another scene begins."""
-    motion: float = 0.0
-    """Largest mean difference between the first frame and another one, grey levels of 0..255."""
-    signature: str = ""
-    """What the clip looks like, in hexadecimal: near-duplicates differ in few bits."""
+    motion: float
+    """Largest change of a spot (one of 64x64) against the first frame, in lightness or colour, levels of 0..255."""
+    signature: str
+    """Six pictures of 3x8x8 bytes, spread over the clip, in hexadecimal: near-duplicates differ little."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,6 +129,8 @@ class StartFrameMatch:
     """Index of the frame that it fits best; 0 is the first."""
     best_psnr: float
     """Decibels against that frame."""
+    contrast: float
+    """Between the spots (64x64) of the start frame, in the colour that differs most, levels of 0..255."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

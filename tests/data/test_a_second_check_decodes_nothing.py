@@ -13,8 +13,9 @@ import pytest
 
 from studio.core.data import probe_cache
 from studio.core.data.check import Probes, check_project
-from studio.core.data.probe import probe_clip, probe_start_frame
+from studio.core.data.probe import probe_clip
 from studio.core.data.probe_cache import ProbeCache, user_cache
+from studio.core.data.probe_worker import ProbeWorker
 from studio.core.data.report import report_to_json
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.types import Clip
@@ -35,11 +36,11 @@ def check(tmp_path, cache, monkeypatch):
         decoded = []
 
         def watched(probe):
-            return lambda path: (decoded.append(path.name), probe(path))[1]
+            return lambda worker, path: (decoded.append(path.name), probe(worker, path))[1]
 
         with monkeypatch.context() as patch:
-            for probe in (probe_clip, probe_start_frame):
-                patch.setattr(f"studio.core.data.check.{probe.__name__}", watched(probe))
+            for probe in (ProbeWorker.clip, ProbeWorker.start_frame):
+                patch.setattr(ProbeWorker, probe.__name__, watched(probe))
             _, report = check_project(folder, probes=Probes(disk=ProbeCache(cache.folder)))
         return report, sorted(decoded)
 
@@ -64,7 +65,7 @@ def test_good_damaged_and_unreadable_files_come_back_the_same(tmp_path, add_pair
     assert decoded == []
     assert second == first
     assert [type(pair.clip) for pair in second.pairs] == [type(pair.clip) for pair in first.pairs]
-    assert len(entries(cache)) == 8
+    assert len(entries(cache)) == 9, "eight files, and how the good start frame fits"
     damaged = ProbeCache(cache.folder).get_or_probe(cut, Clip, probe_clip)
     assert type(damaged) is DamagedClipError
 
@@ -102,12 +103,15 @@ def test_a_touched_or_moved_folder_is_not_decoded_again(tmp_path, add_pair, chec
     assert report.pairs[0].clip.path == moved / "clips" / "a.mp4"
 
 
-def test_what_another_version_found_is_not_used(add_pair, check, monkeypatch):
+def test_what_another_version_found_is_not_used(add_pair, check, monkeypatch, tmp_path_factory):
     add_pair("a")
     check()
     monkeypatch.setattr(probe_cache, "PROBE_VERSION", probe_cache.PROBE_VERSION + 1)
     assert len(check()[1]) == 2
     monkeypatch.setitem(sys.modules, "decord", None)
+    without_decord = tmp_path_factory.mktemp("without_decord")
+    (without_decord / "decord.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(without_decord))
     report, decoded = check()
     assert len(decoded) == 2
     assert report.pairs[0].clip.reader == "pyav"
@@ -182,7 +186,7 @@ def test_entries_out_of_use_are_dropped_and_other_files_left_alone(add_pair, che
     for name in "abc":
         add_pair(name)
     check()
-    assert len(entries(cache)) == 6
+    assert len(entries(cache)) == 9
     long_ago = time.time() - 91 * 86_400
     for entry in entries(cache)[:4]:
         os.utime(entry, (long_ago, long_ago))
@@ -193,14 +197,14 @@ def test_entries_out_of_use_are_dropped_and_other_files_left_alone(add_pair, che
     check()
     add_pair("d")
     check()
-    assert len(entries(cache)) == 8
+    assert len(entries(cache)) == 12
     for entry in entries(cache)[:4]:
         os.utime(entry, (long_ago, long_ago))
     ProbeCache(cache.folder).drop_old()
-    assert len(entries(cache)) == 8, "nothing was added, so nothing is looked through"
+    assert len(entries(cache)) == 12, "nothing was added, so nothing is looked through"
     cache.get_or_probe(add_pair("e"), Clip, probe_clip)
     cache.drop_old()
-    assert len(entries(cache)) == 5
+    assert len(entries(cache)) == 9
     monkeypatch.setattr(probe_cache, "MAX_ENTRIES", 2)
     newest = cache.get_or_probe(add_pair("f"), Clip, probe_clip)
     cache.drop_old()
@@ -242,7 +246,7 @@ def test_processes_share_what_they_find(tmp_path, add_pair, tmp_path_factory):
     kept = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     said.append(subprocess.run(command, env=environment, check=False, text=True, capture_output=True))
     said[2] = (said[2].stdout, said[2].stderr)
-    assert len(kept) == 6
+    assert len(kept) == 8
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == kept
     assert said[0] == said[1] == said[2]
     assert said[0][1] == ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from studio.core.config import DataConfig, DatasetConfig
@@ -15,63 +15,52 @@ from studio.core.data.bucket import (
     leave_out_surplus,
     small_buckets,
 )
+from studio.core.data.findings import clip_issues, name_duplicates, start_frame_issues
 from studio.core.data.pair import PairedFiles, orphan_frames, pair_files
-from studio.core.data.probe import probe_clip, probe_start_frame
-from studio.core.data.probe_cache import ProbeCache, file_state, user_cache
+from studio.core.data.probes import Probes, Progress, probe_all
 from studio.core.data.scan import Scan, relative_name, scan_folder
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.geometry import GridSpec
 from studio.core.simpletuner import Project, read_project
 from studio.core.simpletuner_values import off_stride_note
-from studio.core.types import Clip, DatasetReport, Issue, IssueCode, Pair, Severity, StartFrame
+from studio.core.types import DatasetReport, Issue, IssueCode, Pair, Severity
 
-_FileState = tuple[Path, int, int]
-
-Progress = Callable[[int, int], None]
-"""Called with (clips done, clips in all)."""
-
-
-@dataclass(slots=True)
-class Probes:
-    """What was found in files, kept by whoever checks again: unchanged files are not decoded twice."""
-
-    disk: ProbeCache = field(default_factory=user_cache)
-    """What other processes found; asked for files that this one has not seen."""
-    clips: dict[_FileState, Clip | MediaError] = field(default_factory=dict)
-    start_frames: dict[_FileState, StartFrame | MediaError] = field(default_factory=dict)
-
-    def clip(self, path: Path) -> Clip | MediaError:
-        """The clip, or why there is none."""
-        state = file_state(path)
-        if state not in self.clips:
-            self.clips[state] = self.disk.get_or_probe(path, Clip, probe_clip)
-        return self.clips[state]
-
-    def start_frame(self, path: Path) -> StartFrame | MediaError:
-        """The start frame, or why there is none."""
-        state = file_state(path)
-        if state not in self.start_frames:
-            self.start_frames[state] = self.disk.get_or_probe(path, StartFrame, probe_start_frame)
-        return self.start_frames[state]
+ShouldStop = Callable[[], bool]
+"""Asked a few times a second whether to give up."""
 
 
 def check_project(
-    path: Path, *, progress: Progress | None = None, probes: Probes | None = None
+    path: Path,
+    *,
+    progress: Progress | None = None,
+    probes: Probes | None = None,
+    should_stop: ShouldStop | None = None,
 ) -> tuple[Project, DatasetReport]:
     """The project at a path, and the check of its data, with the configuration's issues first in the report.
 
     Raises:
         ConfigError: as `read_project`.
+        CheckStopped: as `check_dataset`.
     """
     project = read_project(path)
-    report = check_dataset(project.run.data, progress=progress, probes=probes)
+    report = check_dataset(project.run.data, progress=progress, probes=probes, should_stop=should_stop)
     return project, replace(report, issues=project.issues + report.issues)
 
 
-def check_dataset(data: DataConfig, *, progress: Progress | None = None, probes: Probes | None = None) -> DatasetReport:
+def check_dataset(
+    data: DataConfig,
+    *,
+    progress: Progress | None = None,
+    probes: Probes | None = None,
+    should_stop: ShouldStop | None = None,
+) -> DatasetReport:
     """Every clip of the `video` datasets with its start frame, captions, bucket and problems.
 
-    Decodes each clip once; `probes` from an earlier check saves that for files that have not changed.
+    Decodes each clip once, and again only to find the frame that a start frame fits; `probes` from an earlier check
+    saves that for files that have not changed.
+
+    Raises:
+        CheckStopped: `should_stop` said so; what was found until then is kept, so that the next check goes on.
     """
     probes = probes or Probes()
     issues: list[Issue] = _check_alignment(data) + _check_references(data)
@@ -84,15 +73,14 @@ def check_dataset(data: DataConfig, *, progress: Progress | None = None, probes:
             found = pair_files(dataset, scans[dataset.id], _frame_folders(dataset, scans))
             todo += [(dataset, files, scans[dataset.id]) for files in found]
             used.update(path for files in found for path in files.claimed)
-    pairs = []
-    for done, (dataset, files, scan) in enumerate(todo, start=1):
-        pairs.append(_check_pair(dataset, files, scan, data, probes))
-        if progress:
-            progress(done, len(todo))
-    kept = leave_out_surplus(pairs, data)
+    try:
+        probe_all([(files.clip, files.start_frame) for _, files, _ in todo], probes, progress, should_stop)
+    finally:
+        probes.disk.drop_old()
+    pairs = [_check_pair(dataset, files, scan, data, probes) for dataset, files, scan in todo]
+    kept = name_duplicates(leave_out_surplus(pairs, data))
     issues += _orphans(data, scans, frozenset(used))
     issues += small_buckets(kept, data) + emptied_datasets(kept)
-    probes.disk.drop_old()
     return DatasetReport(pairs=kept, issues=tuple(issues))
 
 
@@ -219,12 +207,21 @@ def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: Da
         issues += assignment.issues
         mismatch = aspect_issue(clip, start_frame, shown) if start_frame and not assignment.is_left_out else None
         issues += [mismatch] if mismatch else []
+    match = probes.match(clip, start_frame) if clip and start_frame else None
+    if isinstance(match, MediaError):
+        issues.append(_media_issue(IssueCode.CLIP_DAMAGED, shown, match))
+        match = None
+    if clip and not assignment.is_left_out:
+        issues += clip_issues(clip, shown, assignment)
+    if match and start_frame and not assignment.is_left_out:
+        issues += start_frame_issues(match, shown, start_frame.path.name)
     return Pair(
         dataset_id=dataset.id,
         name=files.name,
         clip=clip,
         clip_path=files.clip,
         start_frame=start_frame,
+        match=match,
         captions=files.captions,
         bucket=assignment.bucket,
         fps=assignment.fps,

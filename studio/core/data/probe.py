@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from studio.core.data.container import (
     quarter_turns,
     upright,
 )
+from studio.core.data.content import ContentReader
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.types import Clip, StartFrame
 
@@ -28,6 +30,9 @@ _MAX_GREY_LEVELS = 2.0
 """Mean difference up to which two decoders' first frames count as the same."""
 _MISSING_SECONDS = 0.5
 """A Matroska file that ends this much before its stated duration was cut off (it states no frame count)."""
+
+_ROUNDED_TICKS = 1.5
+"""Ticks by which times differ that were rounded to a container's clock: Matroska's has 1,000 a second."""
 
 
 @dataclass(slots=True)
@@ -43,6 +48,23 @@ class _Count:
     first_time: float = 0.0
     last_time: float = 0.0
     """Seconds."""
+    shortest: float = math.inf
+    longest: float = 0.0
+    """Seconds between two frames."""
+    content: ContentReader = field(default_factory=ContentReader)
+
+    def add(self, frame: VideoFrame) -> None:
+        """The next frame."""
+        time = frame.time or 0.0
+        if self.first is None:
+            self.first, self.first_time = frame, time
+        elif time > self.last_time:
+            self.shortest = min(self.shortest, time - self.last_time)
+            self.longest = max(self.longest, time - self.last_time)
+        self.frames += 1
+        self.corrupt += frame.is_corrupt
+        self.last_time = max(self.last_time, time)
+        self.content.add(frame)
 
 
 def probe_clip(path: Path) -> Clip:
@@ -60,14 +82,23 @@ def probe_clip(path: Path) -> Clip:
         turns = quarter_turns(count.first)
         first = upright(count.first)
         reason = _reason_for_pyav(path, stream, count, turns, len(picture_streams(container)), first)
+        fps = _frame_rate(path, stream, count)
+        slowest, fastest = _rate_range(stream, count, fps)
         return Clip(
             path=path,
             num_frames=count.frames,
-            fps=_frame_rate(path, stream, count),
+            fps=fps,
             height=first.shape[0],
             width=first.shape[1],
             reader="pyav" if reason else "decord",
             reader_reason=reason or "decord and PyAV agree on frame count and first frame",
+            codec=stream.codec_context.codec.canonical_name,
+            rotation=turns * 90,
+            slowest_fps=slowest,
+            fastest_fps=fastest,
+            cuts=count.content.cuts(),
+            motion=count.content.motion,
+            signature=count.content.signature(),
         )
 
 
@@ -84,14 +115,8 @@ def _count_frames(path: Path, container: InputContainer, stream: VideoStream) ->
                 count.packets += 1
                 count.discarded += packet.is_discard
             for frame in packet.decode():
-                if not isinstance(frame, VideoFrame):
-                    continue
-                time = frame.time or 0.0
-                if count.first is None:
-                    count.first, count.first_time = frame, time
-                count.frames += 1
-                count.corrupt += frame.is_corrupt
-                count.last_time = max(count.last_time, time)
+                if isinstance(frame, VideoFrame):
+                    count.add(frame)
     except DECODER_ERRORS as error:
         declared = f" of {stream.frames}" if stream.frames else ""
         raise DamagedClipError(
@@ -144,6 +169,17 @@ def _frame_rate(path: Path, stream: VideoStream, count: _Count) -> float:
     if count.last_time > count.first_time:
         return (count.frames - 1) / (count.last_time - count.first_time)
     raise MediaError(f"{path.name} states no frame rate.", "Export the clip again.")
+
+
+def _rate_range(stream: VideoStream, count: _Count, fps: float) -> tuple[float, float]:
+    """Frames per second of the longest and of the shortest time between frames.
+
+    Both are `fps` where the times differ by no more than the clock of the container can help.
+    """
+    tick = float(stream.time_base) if stream.time_base else 0.0
+    if count.longest - count.shortest <= _ROUNDED_TICKS * tick:
+        return fps, fps
+    return 1 / count.longest, 1 / count.shortest
 
 
 def _reason_for_pyav(

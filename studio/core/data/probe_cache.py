@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
@@ -23,15 +23,17 @@ import PIL
 
 from studio.core.data.digest import cache_key, file_hash
 from studio.core.errors import DamagedClipError, MediaError
-from studio.core.types import Clip, StartFrame
+from studio.core.types import Clip, StartFrame, StartFrameMatch
 
-PROBE_VERSION = 3
-"""To be raised when `probe_clip` or `probe_start_frame` would find or say something else about the same file."""
+FileState = tuple[Path, int, int]
+
+PROBE_VERSION = 4
+"""To be raised when `probe_clip`, `probe_start_frame` or `match_start_frame` would find or say something else."""
 
 MAX_ENTRIES = 100_000
 MAX_IDLE_DAYS = 90
 
-_Found = TypeVar("_Found", Clip, StartFrame)
+Found = TypeVar("Found", Clip, StartFrame, StartFrameMatch)
 _ERRORS: dict[str, type[MediaError]] = {error.__name__: error for error in (MediaError, DamagedClipError)}
 _DAY = 86_400
 """Seconds."""
@@ -44,20 +46,31 @@ _OF_THE_MACHINE = {
 logger = logging.getLogger(__name__)
 
 
+class NotOfContent(Exception):
+    """The cause of an error that the file may not bring about the next time."""
+
+
 class ProbeCache:
-    """Probed clips and start frames in a folder, one JSON file each; without a folder nothing is kept."""
+    """Probed clips and start frames in a folder, one JSON file for each fact; without a folder nothing is kept."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._made_by = (PROBE_VERSION, av.__version__, _decord_version() if folder else "", PIL.__version__)
+        self._hashes: dict[FileState, str] = {}
         self._is_writable = True
         self._has_grown = False
         self._has_warned = False
 
-    def get_or_probe(self, path: Path, kind: type[_Found], probe: Callable[[Path], _Found]) -> _Found | MediaError:
-        """What `probe` finds in a file, or its error; from the cache when a file of this name and content is known."""
-        before = file_state(path)
-        entry = self._entry(path, kind)
+    def get_or_probe(
+        self, path: Path, kind: type[Found], probe: Callable[[Path], Found], beside: Path | None = None
+    ) -> Found | MediaError:
+        """What `probe` finds in a file, or its error; from the cache when a file of this name and content is known.
+
+        `beside` is another file that it depends on.
+        """
+        files = [path, beside] if beside else [path]
+        before = [file_state(file) for file in files]
+        entry = self._entry(files, kind)
         known = self._read(entry, path, kind) if entry else None
         if known is not None:
             return known
@@ -65,8 +78,8 @@ class ProbeCache:
             found, is_lasting = probe(path), True
         except MediaError as error:
             # The same error, holding on to no frames of the decoder.
-            found, is_lasting = type(error)(error.message, error.remedy), _is_of_content(error)
-        if entry and is_lasting and file_state(path) == before:
+            found, is_lasting = type(error)(error.message, error.remedy), is_of_content(error)
+        if entry and is_lasting and [file_state(file) for file in files] == before:
             self._write(entry, found)
         return found
 
@@ -91,19 +104,27 @@ class ProbeCache:
                 with suppress(OSError):
                     file.unlink()
 
-    def _entry(self, path: Path, kind: type[Clip] | type[StartFrame]) -> Path | None:
-        """Where a file's entry lies, by content and by name, which the messages name; None when it cannot be read."""
+    def _entry(self, files: Sequence[Path], kind: type) -> Path | None:
+        """Where an entry lies, by content and by names, which the messages name; None when a file cannot be read."""
         if not self.folder:
             return None
         try:
-            key = cache_key(*self._made_by, kind.__name__, path.name, file_hash(path))
+            parts = [part for file in files for part in (file.name, self._hash(file))]
         except MediaError:
             return None
+        key = cache_key(*self._made_by, kind.__name__, *parts)
         return self.folder / key[:2] / f"{key}.json"
 
-    def _read(self, entry: Path, path: Path, kind: type[_Found]) -> _Found | MediaError | None:
+    def _hash(self, file: Path) -> str:
+        """Of its content; once for a file that does not change."""
+        state = file_state(file)
+        if state not in self._hashes:
+            self._hashes[state] = file_hash(file)
+        return self._hashes[state]
+
+    def _read(self, entry: Path, path: Path, kind: type[Found]) -> Found | MediaError | None:
         try:
-            found = _from_json(entry.read_bytes(), path, kind)
+            found = from_json(entry.read_bytes(), path, kind)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError) as error:
@@ -114,14 +135,14 @@ class ProbeCache:
                 os.utime(entry)
         return found
 
-    def _write(self, entry: Path, found: Clip | StartFrame | MediaError) -> None:
+    def _write(self, entry: Path, found: Clip | StartFrame | StartFrameMatch | MediaError) -> None:
         """Written under another name and then renamed: what has the final name is whole."""
         if not self._is_writable:
             return
         unfinished = entry.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(_to_json(found), encoding="utf-8")
+            unfinished.write_text(to_json(found), encoding="utf-8")
             unfinished.replace(entry)
             self._has_grown = True
         except OSError as error:
@@ -151,7 +172,7 @@ def user_cache() -> ProbeCache:
     return ProbeCache(caches / "longcat-studio" / "probes")
 
 
-def file_state(path: Path) -> tuple[Path, int, int]:
+def file_state(path: Path) -> FileState:
     """What changes when a file does: path, bytes and nanoseconds; zeros for a file that is gone."""
     try:
         stat = path.stat()
@@ -169,21 +190,21 @@ def _decord_version() -> str:
     return decord.__version__
 
 
-def _is_of_content(error: MediaError) -> bool:
+def is_of_content(error: MediaError) -> bool:
     """False when something other than the file's content may have been the cause, such as too little memory."""
     cause = error.__cause__
-    return not isinstance(cause, MemoryError) and getattr(cause, "errno", None) not in _OF_THE_MACHINE
+    return not isinstance(cause, MemoryError | NotOfContent) and getattr(cause, "errno", None) not in _OF_THE_MACHINE
 
 
-def _to_json(found: Clip | StartFrame | MediaError) -> str:
+def to_json(found: Clip | StartFrame | StartFrameMatch | MediaError) -> str:
     """Everything but the path, which may be another next time."""
     if isinstance(found, MediaError):
         return json.dumps({"error": type(found).__name__, "message": found.message, "remedy": found.remedy})
     return json.dumps({f.name: getattr(found, f.name) for f in fields(found) if f.name != "path"})
 
 
-def _from_json(text: bytes, path: Path, kind: type[_Found]) -> _Found | MediaError:
-    """Raises ValueError for anything but what `_to_json` writes."""
+def from_json(text: bytes, path: Path, kind: type[Found]) -> Found | MediaError:
+    """Raises ValueError for anything but what `to_json` writes."""
     stored = json.loads(text)
     if not isinstance(stored, dict):
         raise ValueError("an entry is not an object")
@@ -191,7 +212,9 @@ def _from_json(text: bytes, path: Path, kind: type[_Found]) -> _Found | MediaErr
         stored[name] = tuple(value) if isinstance(value, list) else value
     types = {name: type(value).__name__ for name, value in stored.items()}
     if types == {f.name: str(f.type).partition("[")[0] for f in fields(kind) if f.name != "path"}:
-        return kind(path=path, **stored)
+        if kind is not StartFrameMatch:
+            stored["path"] = path
+        return kind(**stored)
     error = _ERRORS.get(str(stored.get("error")))
     if error is None or types != dict.fromkeys(("error", "message", "remedy"), "str"):
         raise ValueError("an entry has other fields than expected")

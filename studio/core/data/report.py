@@ -35,7 +35,7 @@ def report_to_json(report: DatasetReport) -> dict[str, Any]:
 
 
 def _pair_to_json(pair: Pair) -> dict[str, Any]:
-    clip, start_frame, bucket = pair.clip, pair.start_frame, pair.bucket
+    clip, start_frame, match, bucket = pair.clip, pair.start_frame, pair.match, pair.bucket
     return {
         "dataset": pair.dataset_id,
         "name": pair.name,
@@ -49,9 +49,23 @@ def _pair_to_json(pair: Pair) -> dict[str, Any]:
             "width": clip.width,
             "reader": clip.reader,
             "reader_reason": clip.reader_reason,
+            "codec": clip.codec,
+            "rotation": clip.rotation,
+            "slowest_fps": clip.slowest_fps,
+            "fastest_fps": clip.fastest_fps,
+            "cuts": list(clip.cuts),
+            "motion": clip.motion,
         },
         "start_frame": start_frame
         and {"path": str(start_frame.path), "height": start_frame.height, "width": start_frame.width},
+        "match": match
+        and {
+            "psnr": match.psnr,
+            "ssim": match.ssim,
+            "best_frame": match.best_frame,
+            "best_psnr": match.best_psnr,
+            "contrast": match.contrast,
+        },
         "captions": list(pair.captions),
         "bucket": bucket and {"num_frames": bucket.num_frames, "height": bucket.height, "width": bucket.width},
         "issues": [_issue_to_json(issue) for issue in pair.issues],

@@ -91,7 +91,8 @@ def _odd_but_good() -> Iterable[Case]:
     drawn = _drawn()
     for mode in ("L", "LA", "P", "1", "RGBA"):
         yield case(f"mode_{mode}", image=encoded(drawn.convert(mode)))
-    yield case("mode_16_bit", image=encoded(Image.fromarray(np.full((64, 96), 0x8000, np.uint16))))
+    blank = warning(IssueCode.START_FRAME_BLANK, "mode_16_bit.mp4")
+    yield case("mode_16_bit", blank, image=encoded(Image.fromarray(np.full((64, 96), 0x8000, np.uint16))))
     yield case("palette_clear", image=encoded(drawn.convert("P"), transparency=0))
     yield case("cmyk", image=encoded(drawn.convert("CMYK"), "JPEG"), image_suffix=".jpg")
     yield case("grey_jpeg", image=encoded(drawn.convert("L"), "JPEG"), image_suffix=".jpeg")
@@ -114,8 +115,8 @@ def _odd_but_good() -> Iterable[Case]:
     yield case("exif_sideways", sideways, image=encoded(drawn, "JPEG", exif=exif), image_suffix=".jpg")
     square = warning(IssueCode.ASPECT_MISMATCH, "square.mp4")
     yield case("square", square, image=good_image(96, 96), words="96x96")
-    sliver = warning(IssueCode.ASPECT_MISMATCH, "one_pixel_high.mp4")
-    yield case("one_pixel_high", sliver, image=good_image(1, 96))
+    sliver = [warning(code, "one_pixel_high.mp4") for code in (IssueCode.ASPECT_MISMATCH, IssueCode.START_FRAME_BLANK)]
+    yield case("one_pixel_high", *sliver, image=good_image(1, 96))
     yield _bad("text_bomb", _with_text(drawn), "damaged")
 
 
