@@ -275,7 +275,7 @@ MENDS: dict[str, str] = {
     "clip_too_short": "Cámbialo por un clip más largo, o bórralo.",
     "frames_off_stride": "Usa un número de la forma 4k+1.",
     "frames_trimmed": "Nada que hacer, si el final no importa.",
-    "frame_rate_other": "Expórtalo a la velocidad del modelo si importa el ritmo.",
+    "frame_rate_other": "Pon framerate a 15 en config.json, o convierte el clip, si importa el ritmo.",
     "size_not_legal": "Expórtalo con alto y ancho múltiplos de 16 para elegir tú el recorte.",
     "size_off_grid": "Nada que hacer: se escala y se recorta a la cuadrícula.",
     "aspect_mismatch": "Usa el primer fotograma del clip, o recorta la imagen a su forma.",

@@ -9,7 +9,7 @@ import pytest
 
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.check import check_dataset
-from studio.core.data.decode import read_frames
+from studio.core.data.decode import frames_as_trained, read_frames
 from studio.core.data.frame_rate import converted_frames, frame_times
 from studio.core.data.probe import probe_clip
 from studio.core.errors import MediaError
@@ -22,6 +22,7 @@ def draw_at_times(tmp_path):
 
     def draw(times, name="a.mkv"):
         path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         with av.open(str(path), "w") as container:
             stream = container.add_stream("libx264", rate=15)
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
@@ -73,6 +74,22 @@ def test_times_that_are_not_those_of_the_frames_are_an_error(draw_at_times):
     clip = replace(probe_clip(draw_at_times([0, 67, 133])), num_frames=9, slowest_fps=2.5, fastest_fps=30)
     with pytest.raises(MediaError, match="9 frames, but times for 3"):
         converted_frames(clip, 15)
+
+
+def test_the_check_converts_a_clip_whose_rate_only_on_average_is_the_one_asked_for(draw_at_times, tmp_path):
+    times = [0, 20, 40, 300, 333, 400, 420, 440, 600]
+    draw_at_times(times, "clips/a.mkv")
+    dataset = DatasetConfig(
+        id="clips", kind="video", directory=tmp_path / "clips", is_i2v=False, caption_strategy=None, resolution=64
+    )
+    (pair,) = check_dataset(DataConfig(datasets=(dataset,), framerate=15)).pairs
+    assert pair.clip.fastest_fps > pair.clip.slowest_fps
+    assert pair.clip.fps == pytest.approx(15, rel=0.2)
+    assert pair.fps == 15
+    expected = [max(i for i, time in enumerate(times) if time <= 1000 * shown / 15 + 17) for shown in range(9)]
+    assert pair.frame_indices == tuple(expected)
+    grey = [int(frame.mean() / 20 + 0.5) for frame in frames_as_trained(pair)]
+    assert grey == expected
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from studio.core.config import DataConfig, DatasetConfig
-from studio.core.data.frame_rate import converted_frames, is_same_rate
+from studio.core.data.frame_rate import converted_frames, is_same_rate, is_steady
 from studio.core.data.treatment import treat
 from studio.core.errors import MediaError
 from studio.core.geometry import GridSpec, bucket_size, round_to_grid
@@ -50,7 +50,9 @@ def assign_bucket(
     `subject` is the clip's name in messages.
     """
     spec = spec or GridSpec()
-    fps = data.framerate if data.framerate and not is_same_rate(clip.fps, data.framerate) else None
+    fps = data.framerate
+    if fps and is_steady(clip) and is_same_rate(clip.fps, fps):
+        fps = None
     try:
         converted = converted_frames(clip, fps) if fps else np.arange(clip.num_frames)
     except MediaError as error:

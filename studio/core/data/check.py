@@ -207,13 +207,13 @@ def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: Da
         issues += assignment.issues
         mismatch = aspect_issue(clip, start_frame, shown) if start_frame and not assignment.is_left_out else None
         issues += [mismatch] if mismatch else []
-    match = probes.match(clip, start_frame) if clip and start_frame else None
+    match = probes.match(clip, start_frame) if clip and start_frame and not assignment.is_left_out else None
     if isinstance(match, MediaError):
         issues.append(_media_issue(IssueCode.CLIP_DAMAGED, shown, match))
         match = None
     if clip and not assignment.is_left_out:
         issues += clip_issues(clip, shown, assignment)
-    if match and start_frame and not assignment.is_left_out:
+    if match and start_frame:
         issues += start_frame_issues(match, shown, start_frame.path.name)
     return Pair(
         dataset_id=dataset.id,

@@ -15,6 +15,11 @@ _SLACK = 0.25
 and 29.97 frames a second are meant as 30."""
 
 
+def is_steady(clip: Clip) -> bool:
+    """True when the frames of a clip are evenly apart."""
+    return clip.fastest_fps <= clip.slowest_fps
+
+
 def is_same_rate(fps: float, other: float) -> bool:
     """True up to the difference between NTSC rates and round ones."""
     return abs(fps / other - 1) <= _TOLERANCE
@@ -28,8 +33,7 @@ def converted_frames(clip: Clip, fps: float) -> np.ndarray:
     Raises:
         MediaError: the rate varies, and the timestamps cannot be read.
     """
-    varies = clip.fastest_fps > clip.slowest_fps
-    times = frame_times(clip) if varies else np.arange(clip.num_frames) / clip.fps
+    times = np.arange(clip.num_frames) / clip.fps if is_steady(clip) else frame_times(clip)
     slack = _SLACK / clip.fps
     duration = float(times[-1]) + 1 / clip.fps
     moments = np.arange(max(1, int(np.ceil((duration - slack) * fps)))) / fps
