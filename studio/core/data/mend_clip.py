@@ -47,7 +47,7 @@ def write_clip(planned: PlannedClip, home: Home, folder: Path, should_stop: Call
     if planned.start_frame is not None:
         _write_start_frame(planned, first, folder / home.start_frames)
     if home.has_text_captions and planned.captions:
-        text = "\n".join(planned.captions) + "\n"
+        text = "".join(f"{caption.removeprefix(home.prompt)}\n" for caption in planned.captions)
         _place(folder / home.clips, planned.name, CAPTION_SUFFIX).write_text(text, encoding="utf-8")
     return target
 

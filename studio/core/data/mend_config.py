@@ -36,6 +36,8 @@ class Home:
     start_frames: str
     has_text_captions: bool
     """True when captions are text files beside the clips."""
+    prompt: str
+    """What the configuration puts before the captions, so that it is not written into their files."""
 
 
 def homes(plan: MendPlan) -> dict[str, Home]:
@@ -58,14 +60,19 @@ def homes(plan: MendPlan) -> dict[str, Home]:
             start_frames_id=images,
             start_frames=(folders.take(images.replace("/", "_")) if plan.clips else str(place)) if images else "",
             has_text_captions=dataset.caption_strategy == "textfile" or _loses_its_captions(dataset, plan),
+            prompt=_prompt(dataset),
         )
     return found
+
+
+def _prompt(dataset: DatasetConfig) -> str:
+    return f"{dataset.instance_prompt} " if dataset.prepend_instance_prompt else ""
 
 
 def _loses_its_captions(dataset: DatasetConfig, plan: MendPlan) -> bool:
     """True when captions that are made from file names would be others under the new names."""
     return dataset.caption_strategy == "filename" and any(
-        clip.captions != (clip.name.split("/")[-1].replace("_", " "),)
+        clip.captions != (_prompt(dataset) + clip.name.split("/")[-1].replace("_", " "),)
         for clip in plan.clips
         if clip.pair.dataset_id == dataset.id
     )

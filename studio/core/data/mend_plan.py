@@ -136,9 +136,9 @@ def _wanted(pair: Pair, project: Project, choice: MendChoice) -> frozenset[MendK
 
 
 def _is_off_rate(clip: Clip, project: Project, choice: MendChoice) -> bool:
-    """True when the rate varies or is not what the dataset is meant to have.
+    """True when the rate varies, or is another one than chosen.
 
-    A rate that config.json converts to when clips are read makes up for the first, not for the second.
+    The latter does not count where config.json sets `framerate`: clips are converted when they are read.
     """
     read_at = project.run.data.framerate
     return _varies(clip) or not (read_at or is_same_rate(clip.fps, choice.frame_rate))
@@ -168,8 +168,8 @@ def _bucket_size(clip: Clip, dataset: DatasetConfig, data: DataConfig) -> tuple[
 def _plan_pair(
     pair: Pair, project: Project, choice: MendChoice, left_out: list[tuple[Pair, str]]
 ) -> Iterator[PlannedClip]:
-    """The clips that a usable pair becomes; scenes that are too short are added to `left_out`."""
-    clip, data, dataset = pair.clip, project.run.data, _dataset(pair, project)
+    """The clips that a usable pair becomes; scenes that cannot be trained are added to `left_out`."""
+    clip = pair.clip
     assert clip is not None
     wanted = _wanted(pair, project, choice)
     fps, frames = clip.fps, range(clip.num_frames)
@@ -177,38 +177,64 @@ def _plan_pair(
         wanted |= {MendKind.FRAME_RATE}  # an encoded clip has one rate
     if MendKind.FRAME_RATE in wanted:
         if MendKind.FRAME_RATE in choice.kinds:
-            fps = data.framerate or choice.frame_rate
+            fps = project.run.data.framerate or choice.frame_rate
         frames = converted_frames(clip, fps).tolist()
     scenes = _scenes(clip, frames) if MendKind.SPLIT_SCENES in wanted else [frames]
     for number, scene in enumerate(scenes, start=1):
-        subject = pair.name if len(scenes) == 1 else f"Scene {number} of {pair.name}"
-        if len(scene) < MIN_FRAMES:
-            count = f"{len(scene)} frame{'s' * (len(scene) != 1)}"
-            left_out.append((pair, f"{subject} has {count}; at least {MIN_FRAMES} are needed."))
-            continue
-        taken = clip
-        if RECODING & wanted - {MendKind.TRIM}:
-            taken = replace(clip, num_frames=len(scene), fps=fps, slowest_fps=fps, fastest_fps=fps)
-        assigned = assign_bucket(taken, subject, dataset, data)
+        is_whole = len(scenes) == 1
+        subject = pair.name if is_whole else f"Scene {number} of {pair.name}"
+        name = pair.name if is_whole else f"{pair.name}-{number}"
+        found = _plan_scene(pair, subject, scene, fps, wanted, project, choice)
+        if isinstance(found, str):
+            left_out.append((pair, found))
+        else:
+            yield replace(found, name=name)
+
+
+def _plan_scene(
+    pair: Pair,
+    subject: str,
+    frames: Sequence[int],
+    fps: float,
+    wanted: frozenset[MendKind],
+    project: Project,
+    choice: MendChoice,
+) -> PlannedClip | str:
+    """The clip that these frames of a pair become at `fps`, or why they make none; `subject` names them."""
+    clip, data, dataset = pair.clip, project.run.data, _dataset(pair, project)
+    assert clip is not None
+    if len(frames) < MIN_FRAMES:
+        count = f"{len(frames)} frame{'s' * (len(frames) != 1)}"
+        return f"{subject} has {count}; at least {MIN_FRAMES} are needed."
+    taken = clip
+    if RECODING & wanted - {MendKind.TRIM}:
+        taken = replace(clip, num_frames=len(frames), fps=fps, slowest_fps=fps, fastest_fps=fps)
+    assigned = assign_bucket(taken, subject, dataset, data)
+    if assigned.bucket is None:
+        return _reason(subject, assigned.issues)
+    trained = assigned.frame_indices[-1] + 1 if assigned.frame_indices else assigned.bucket.num_frames
+    changes = wanted - {MendKind.TRIM}
+    if MendKind.TRIM in choice.kinds and trained < len(frames):
+        frames, changes = frames[:trained], changes | {MendKind.TRIM}
+    size = _new_size(clip, changes, dataset, data)
+    if changes & RECODING:
+        # A limit of the configuration may leave out the mended clip, though not the clip itself.
+        mended = replace(taken, num_frames=len(frames), height=size[0], width=size[1])
+        assigned = assign_bucket(mended, f"{subject}, once mended,", dataset, data)
         if assigned.bucket is None:
-            left_out.append((pair, _reason(subject, assigned.issues)))
-            continue
-        trained = assigned.frame_indices[-1] + 1 if assigned.frame_indices else assigned.bucket.num_frames
-        changes = wanted - {MendKind.TRIM}
-        if MendKind.TRIM in choice.kinds and trained < len(scene):
-            scene, changes = scene[:trained], changes | {MendKind.TRIM}
-        yield PlannedClip(
-            pair=pair,
-            name=pair.name if len(scenes) == 1 else f"{pair.name}-{number}",
-            frames=scene,
-            fps=clip.fps,
-            new_fps=fps,
-            size=(clip.height, clip.width),
-            new_size=_new_size(clip, changes, dataset, data),
-            start_frame=_start_frame(pair, scene[0], changes, dataset),
-            captions=_captions(pair, changes, choice, dataset),
-            changes=tuple(kind for kind in MendKind if kind in changes),
-        )
+            return _reason(subject, assigned.issues)
+    return PlannedClip(
+        pair=pair,
+        name=pair.name,
+        frames=frames,
+        fps=clip.fps,
+        new_fps=fps,
+        size=(clip.height, clip.width),
+        new_size=size,
+        start_frame=_start_frame(pair, frames[0], changes, dataset),
+        captions=_captions(pair, changes, choice, dataset),
+        changes=tuple(kind for kind in MendKind if kind in changes),
+    )
 
 
 def _scenes(clip: Clip, frames: Sequence[int]) -> list[Sequence[int]]:
@@ -237,7 +263,8 @@ def _start_frame(pair: Pair, first: int, changes: frozenset[MendKind], dataset: 
 def _captions(pair: Pair, changes: frozenset[MendKind], choice: MendChoice, dataset: DatasetConfig) -> tuple[str, ...]:
     if MendKind.CAPTIONS not in changes:
         return pair.captions
-    return (filled_template(choice.caption_template, pair.name, dataset.directory.name),)
+    caption = filled_template(choice.caption_template, pair.name, dataset.directory.name)
+    return (f"{dataset.instance_prompt} {caption}" if dataset.prepend_instance_prompt else caption,)
 
 
 def _with_free_names(clips: Sequence[PlannedClip]) -> Iterator[PlannedClip]:
