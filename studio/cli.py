@@ -179,6 +179,7 @@ def _sample(options: argparse.Namespace) -> int:
     from studio.core.data.decode import read_image
     from studio.core.errors import ConfigError
     from studio.core.model.load import load_bundle
+    from studio.core.model.lora import LoraFile
     from studio.core.sample.sampler import SampleRequest, sample
 
     _quiet_libraries()
@@ -188,7 +189,8 @@ def _sample(options: argparse.Namespace) -> int:
     request = SampleRequest(
         prompt=options.prompt, negative_prompt=options.negative_prompt, start_frame=read_image(options.image),
         height=height, width=width, num_frames=options.frames, num_inference_steps=options.steps,
-        guidance_scale=options.guidance, seed=options.seed, lora=options.lora, lora_strength=options.lora_strength,
+        guidance_scale=options.guidance, seed=options.seed,
+        loras=(LoraFile(path=options.lora, strength=options.lora_strength),) if options.lora else (),
     )  # fmt: skip
     if options.swap < 0:
         raise ConfigError(f"--swap is {options.swap}.", "Give a number of blocks, 0 or more.")

@@ -19,6 +19,7 @@ from studio.core.data.dataset import validation_pairs
 from studio.core.data.decode import read_image
 from studio.core.errors import ConfigError
 from studio.core.model.load import ModelBundle, load_bundle
+from studio.core.model.lora import LoraFile
 from studio.core.runlog import RunFolder, RunState
 from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.sample.video import make_folder, write_video
@@ -65,7 +66,7 @@ def run_demo(out: Path | None, *, should_stop: Callable[[], bool]) -> bool:
 
     write("\n4. After training, the same start frame, prompt and seed")
     lora = save_results(out, folder)
-    if not _render(replace(request, lora=lora), bundle, out / "after.mp4", "after", should_stop):
+    if not _render(replace(request, loras=(LoraFile(path=lora),)), bundle, out / "after.mp4", "after", should_stop):
         return False
     compare(out, bundle.defaults.fps)
     write(f"\nDone in {time.perf_counter() - started:.0f} s. Everything is in {out}:")

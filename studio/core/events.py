@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,10 +152,17 @@ class DenoiseStep:
     """One denoising step of a sample."""
 
     step: int
-    """Counted from 1."""
+    """Counted from 1, through all segments and the refinement."""
     num_steps: int
+    """Of the whole sample."""
     seconds: float
     """Seconds this step took."""
+    segment: int = 1
+    num_segments: int = 1
+    is_refining: bool = False
+    """A step of the refinement, not of the base pass."""
+    preview: np.ndarray | None = None
+    """uint8 [T, H, W, 3], a pixel for each latent: what the model takes the video for; None: not asked for now."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,7 +181,36 @@ class SampleDone:
     """False when the two prompts of guidance ran one after the other, for want of memory."""
 
 
-SampleEvent = DenoiseStep | SampleDone
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleStarted:
+    """A sample begins: every default is filled in."""
+
+    height: int
+    width: int
+    num_frames: int
+    """Of a segment."""
+    num_segments: int
+    num_steps: int
+    """Of the whole sample."""
+    guidance_scale: float
+    schedule: str
+    """Of the first segment."""
+    crop: tuple[float, float, float, float] | None
+    """(left, top, right, bottom) of the start frame or clip, in its pixels, that is left; None without one."""
+    refined_size: tuple[int, int] | None = None
+    """(height, width) that the refinement goes to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePhase:
+    """What is being done from now on."""
+
+    name: Literal["encode", "denoise", "decode", "enlarge", "refine", "write"]
+    segment: int
+    num_segments: int
+
+
+SampleEvent = SampleStarted | SamplePhase | DenoiseStep | SampleDone
 
 
 def encode_event(event: TrainEvent, *, time: float) -> str:

@@ -15,8 +15,9 @@ from studio.core.config import ModelConfig, RunConfig
 from studio.core.data.check import check_project
 from studio.core.data.decode import read_image
 from studio.core.errors import StudioError
-from studio.core.events import SampleDone
+from studio.core.events import DenoiseStep, SampleDone
 from studio.core.model.load import ModelBundle, load_bundle
+from studio.core.model.lora import LoraFile
 from studio.core.runlog import RunFolder, RunSnapshot
 from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.simpletuner import read_project
@@ -107,7 +108,8 @@ def sample_panel(
     passes = [("without", None), *([("with", lora)] if lora else [])]
     for name, adapter in passes:
         label = w(f"sample.{name}")
-        for event in sample(replace(request, lora=adapter), bundle, Path(out) / f"{name}.mp4"):
+        loras = () if adapter is None else (LoraFile(path=adapter),)
+        for event in sample(replace(request, loras=loras), bundle, Path(out) / f"{name}.mp4"):
             if isinstance(event, SampleDone):
                 players.children += (_player(event.path, label),)
                 reason = event.attention_reason.rstrip(".")
@@ -115,7 +117,7 @@ def sample_panel(
                 line.value = escape(w("sample.done", attention=kind, reason=reason, seconds=seconds))
                 said = [] if event.is_batched else [w("sample.done_one_by_one")]
                 line.value += "".join(f"<br>{escape(text)}" for text in (*said, *bundle.notices))
-            else:
+            elif isinstance(event, DenoiseStep):
                 bar.max, bar.value = event.num_steps, event.step
     return bundle
 

@@ -16,6 +16,7 @@ from studio.core.data.pair import pair_files
 from studio.core.data.scan import scan_folder
 from studio.core.errors import StudioError
 from studio.core.events import DenoiseStep, SampleDone
+from studio.core.model.lora import LoraFile
 from studio.core.sample.sampler import SampleRequest, resolve_settings, sample
 from studio.core.simpletuner import read_project
 from studio.ui import markup
@@ -188,11 +189,11 @@ def _request(
     if not (text or "").strip():
         raise StudioError(w("sample.no_prompt"), w("sample.no_prompt_remedy"))
     strength, frames, steps, height, width, guidance, seed = numbers
+    file = Path(lora) if is_file and lora else _lora_of_run(workshop, lora, w) if lora else None
     request = SampleRequest(
         prompt=(text or "").strip(),
         start_frame=picture,
-        lora=Path(lora) if is_file and lora else _lora_of_run(workshop, lora, w) if lora else None,
-        lora_strength=float(strength),
+        loras=(LoraFile(path=file, strength=float(strength)),) if file else (),
         num_frames=_positive(frames),
         num_inference_steps=_positive(steps),
         height=_positive(height),
@@ -253,18 +254,18 @@ def render_views(
     settings = resolve_settings(request, bundle)
     if bundle.lock.locked():
         yield _View(markup.progress(w("sample.waiting"), 0))
-    passes = [("without", replace(request, lora=None))]
-    if request.lora:
+    passes = [("without", replace(request, loras=()))]
+    if request.loras:
         passes.append(("with_lora", request))
     done: dict[str, SampleDone] = {}
     for number, (slot, one) in enumerate(passes):
-        label = w("sample.with" if slot == "with_lora" else "sample.without") if request.lora else w("tab.sample")
+        label = w("sample.with" if slot == "with_lora" else "sample.without") if request.loras else w("tab.sample")
         out = _new_file(workshop)
         for event in sample(one, bundle, out, should_stop=should_stop):
             files = {name: str(result.path) for name, result in done.items()}
             if isinstance(event, SampleDone):
                 done[slot] = event
-            else:
+            elif isinstance(event, DenoiseStep):
                 share = (number + event.step / event.num_steps) / len(passes)
                 yield _View(markup.progress(_step_line(event, label, w), share), **files)
         if slot not in done:

@@ -17,6 +17,7 @@ from studio.core.events import (
     RunFinished,
     RunStarted,
     RunStopped,
+    SampleDone,
     SampleEvent,
     SampleSaved,
     StepDone,
@@ -164,6 +165,7 @@ class SampleBar:
             if self._bar is None:
                 self._bar = tqdm(total=event.num_steps, desc=self._label, unit="step")
             self._bar.update(event.step - self._bar.n)
+        if not isinstance(event, SampleDone):
             return
         if self._bar is not None:
             self._bar.close()

@@ -45,11 +45,11 @@ def velocity_target(clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return clean - noise
 
 
-def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, schedule: Schedule = "standard") -> None:
-    """Gives the scheduler the published noise levels; it applies its own shift to the first two, and ends at 0.
+def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, schedule: Schedule = "standard") -> int:
+    """Gives the scheduler the published noise levels, ending at 0; returns how many steps they make.
 
-    - `standard`: sigma evenly from 1 to 0.001 in `num_steps`.
-    - `distilled`: `num_steps` of a grid of 50, for the distilled LoRA (16 steps).
+    - `standard`: sigma evenly from 1 to 0.001 in `num_steps`, then shifted.
+    - `distilled`: `num_steps` of a grid of 50, for the distilled LoRA (16 steps), then shifted.
     - `detailed`: the standard ones above timestep 500, then 500, 450, ..., 50: more steps for what is fine. Published
       as `enhance_hf`, for continuations; 56 steps of 50.
     - `refinement`: 500, then the standard ones below it: 5 steps of 50.
@@ -68,6 +68,7 @@ def set_schedule(scheduler: FlowMatchEulerDiscreteScheduler, num_steps: int, sch
         _set_timesteps(scheduler, torch.cat((timesteps[timesteps > HALFWAY], tail)))
     elif schedule == "refinement":
         _set_timesteps(scheduler, torch.cat((torch.tensor([HALFWAY]), timesteps[timesteps < HALFWAY])))
+    return len(cast(torch.Tensor, scheduler.timesteps))
 
 
 def _set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, timesteps: torch.Tensor) -> None:

@@ -71,6 +71,8 @@ class ModelBundle:
     """What differs from what the configuration asked for, in sentences for whoever looks on."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Whoever runs the model holds it: a training step, or a whole sample."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What is found out once about this model, by name, such as the colours of its latents."""
 
     def attention_of(self, num_frames: int, height: int, width: int) -> AttentionUsed:
         """The attention that a video of this size gets: that of its noise tokens, which follow one start latent."""

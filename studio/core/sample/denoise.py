@@ -75,7 +75,7 @@ def denoise(
             cache = [(k.repeat(2, 1, 1, 1), v.repeat(2, 1, 1, 1)) for k, v in cache]
     guided_over = held_velocity if guides_over_held else None
     set_schedule(scheduler, num_steps, schedule)
-    timesteps = cast(torch.Tensor, scheduler.timesteps)
+    timesteps, sigmas = cast(torch.Tensor, scheduler.timesteps), cast(torch.Tensor, scheduler.sigmas)
     for step, timestep in enumerate(timesteps, start=1):
         with torch.no_grad():
             velocity = torch.cat([_velocity(dit, latents, timestep, text, cache) for text in texts])
@@ -84,7 +84,7 @@ def denoise(
                 velocity = guide(cond, uncond, guidance_scale, guided_over)
             latents = cast(Any, scheduler).step(-velocity, timestep, latents, return_dict=False)[0]
             if on_step is not None:
-                clean = latents + scheduler.sigmas[step].item() * velocity
+                clean = latents + sigmas[step].item() * velocity
                 at = timestep.item()
                 latents = on_step(
                     Denoised(step=step, num_steps=len(timesteps), timestep=at, latents=latents, clean=clean)

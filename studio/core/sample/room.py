@@ -13,16 +13,16 @@ was wrong.
 """
 
 
-def has_room_for_both(bundle: ModelBundle, size: Bucket) -> bool:
+def has_room_for_both(bundle: ModelBundle, size: Bucket, num_held: int = 1) -> bool:
     """True when the two prompts of guidance can run in one batch; on a CPU they always do."""
     free = free_bytes(bundle.device)
-    return free is None or needed_bytes(bundle, size, num_prompts=2) <= free
+    return free is None or needed_bytes(bundle, size, num_prompts=2, num_held=num_held) <= free
 
 
-def needed_bytes(bundle: ModelBundle, size: Bucket, *, num_prompts: int = 1) -> int:
-    """Bytes beside the weights that denoising takes: the clean latent's keys and values, and a forward's work."""
+def needed_bytes(bundle: ModelBundle, size: Bucket, *, num_prompts: int = 1, num_held: int = 1) -> int:
+    """Bytes beside the weights that denoising takes: the clean latents' keys and values, and a forward's work."""
     grid = bundle.grid.token_grid(size.num_frames, size.height, size.width)
-    return cache_bytes(bundle.dit, grid.h * grid.w) + num_prompts * forward_bytes(bundle.dit, grid.size)
+    return cache_bytes(bundle.dit, num_held * grid.h * grid.w) + num_prompts * forward_bytes(bundle.dit, grid.size)
 
 
 def room_for_sample(bundle: ModelBundle, size: Bucket) -> str:
