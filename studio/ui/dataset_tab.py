@@ -1,7 +1,8 @@
-"""The room Dataset: open a folder, see every clip with its verdict, mend, go on."""
+"""The room Dataset: open a folder, see every clip as it will be trained, mend, go on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,28 +10,58 @@ from typing import Any
 import gradio as gr
 
 from studio.core.data.bucket import MODEL_FPS
-from studio.core.data.decode import resize_frames
-from studio.core.errors import StudioError
-from studio.core.sample.video import write_video
-from studio.core.types import Issue, Pair, Severity
-from studio.ui import markup
+from studio.core.errors import MendStopped, StudioError
+from studio.core.types import Issue, Severity
+from studio.ui import dataset_markup, detail_markup, markup, selection
+from studio.ui.clip_pictures import pictures_of, preview
+from studio.ui.dropped import MAX_BYTES, MAX_FILES, SUFFIXES, copy_dropped
+from studio.ui.follow import Step, follow
+from studio.ui.mend_panel import build_mend_panel, mend_label, mended
+from studio.ui.report_files import write_reports
 from studio.ui.settings import BROKEN_DEMO, DEMO
-from studio.ui.workshop import Opened, Workshop
-from studio.view.sheets import first_frames
-from studio.view.verdicts import kind_of, lacking_start_frame
+from studio.ui.workshop import CheckStopped, Opened, Workshop
 from studio.view.words import Words
 
 PAGE_SIZE = 20
-"""Clips on one page of the list."""
+"""Clips on one page of the table."""
 
 CHOOSE_ROW = """
-element.addEventListener('click', (event) => {
-  const row = event.target.closest('[data-index]');
-  if (!row) return;
+const choose = (row) => {
   element.querySelectorAll('[data-index]').forEach((other) => other.setAttribute('aria-pressed', other === row));
   trigger('click', {index: Number(row.dataset.index)});
+  const detail = document.querySelector('#detail-head');
+  const isBelow = detail && detail.getBoundingClientRect().top > window.innerHeight;
+  if (isBelow) setTimeout(() => detail.scrollIntoView({block: 'start'}), 300);
+};
+element.addEventListener('click', (event) => {
+  const row = event.target.closest('[data-index]');
+  if (row) choose(row);
+});
+element.addEventListener('keydown', (event) => {
+  const rows = [...element.querySelectorAll('[data-index]')], step = {ArrowDown: 1, ArrowUp: -1}[event.key];
+  const next = rows[rows.indexOf(document.activeElement) + step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
 });
 """
+"""A click or the enter key shows a row, the arrow keys go from row to row."""
+
+CHOOSE_SHOWN = """
+let last = null;
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('[data-show]');
+  if (!button) return;
+  last = button.dataset.show;
+  trigger('click', {show: last});
+});
+new MutationObserver(() => {
+  if (last === null || document.activeElement !== document.body) return;
+  const again = [...element.querySelectorAll('[data-show]')].find((button) => button.dataset.show === last);
+  if (again) again.focus({preventScroll: true});
+}).observe(element, {childList: true, subtree: true});
+"""
+"""A click filters the table; the button that was pressed keeps the focus when it is drawn anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +80,7 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     """Lays the room out and connects it."""
     settings = workshop.settings
     demos = {DEMO: str(settings.demo), BROKEN_DEMO: str(settings.broken_demo)}
-    path, chosen, page = gr.State(None), gr.State(None), gr.State(0)
+    path, chosen, page, show = gr.State(None), gr.State(None), gr.State(0), gr.State(selection.ALL)
     with gr.Row(elem_classes="bar-row"):
         typed = gr.Textbox(
             label=w("dataset.path"), placeholder=w("dataset.path_hint"), scale=6, max_lines=1,
@@ -58,160 +89,222 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         open_button = gr.Button(w("dataset.open"), scale=0, min_width=96, visible=not settings.is_space)
         demo_button = gr.Button(w("dataset.demo"), scale=0, min_width=152, elem_id="use-demo")
         broken_button = gr.Button(w("dataset.demo_broken"), scale=0, min_width=176, elem_id="use-broken")
-    message = gr.HTML(elem_id="dataset-message")
+    with gr.Accordion(w("dataset.drop"), open=False, visible=not settings.is_space, elem_id="drop"):
+        limits = {"files": MAX_FILES, "megabytes": 200, "gigabytes": MAX_BYTES // 10**9}
+        gr.HTML(markup.note(w("dataset.drop_limits", **limits)))
+        dropped = gr.File(file_count="multiple", file_types=SUFFIXES, show_label=False, height=144, elem_id="dropped")
+    with gr.Row(elem_classes="message-row"):
+        message = gr.HTML(elem_id="dataset-message")
+        cancel = gr.Button(
+            w("dataset.cancel"), variant="stop", scale=0, min_width=120, visible=False, elem_id="cancel-check"
+        )
     lines = [w("dataset.empty_1"), w("dataset.empty_2"), w("dataset.empty_3")]
     foot = w("dataset.empty_space" if settings.is_space else "dataset.empty_note")
     with gr.Row(elem_classes="head-row"):
         summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, foot))
-        with gr.Column(scale=0, min_width=304):
+        with gr.Column(scale=0, min_width=352):
             train = gr.Button("", variant="primary", visible=False, elem_id="to-train")
             mend = gr.Button("", visible=False, elem_id="mend")
-    with gr.Column(visible=False) as body, gr.Row(elem_classes="main-row"):
-        with gr.Column(scale=3, min_width=320):
-            choices = [(w(f"dataset.filter_{name}"), name) for name in ("all", "mend", "ready")]
-            show = gr.Radio(
-                choices,
-                value="all",
-                label=w("dataset.filter"),
-                show_label=False,
-                container=False,
-                elem_classes="filter",
-            )
-            clips = gr.HTML(js_on_load=CHOOSE_ROW, elem_id="clips")
-            with gr.Row(visible=False, elem_classes="bar-row") as pager:
-                earlier = gr.Button(w("dataset.earlier"), size="sm")
-                where = gr.HTML()
-                later = gr.Button(w("dataset.later"), size="sm")
-        with gr.Column(scale=2, min_width=320, elem_classes="side"):
-            player = gr.Video(
-                label=w("dataset.player"), interactive=False, loop=True, autoplay=True, buttons=[], visible=False,
-                height=320, elem_id="clip-player",
-            )  # fmt: skip
-            detail = gr.HTML(markup.note(w("dataset.detail_hint")), elem_id="detail")
-            buckets = gr.HTML(elem_id="buckets")
-            with gr.Accordion("", open=False) as other:
-                issues = gr.HTML()
-    view = [summary, body, clips, pager, where, buckets, other, issues, mend, train]
+    panel = build_mend_panel(workshop, w, path)
+    with gr.Column(visible=False) as body:
+        filters = gr.HTML(js_on_load=CHOOSE_SHOWN, elem_id="filters")
+        with gr.Row(elem_classes="main-row"):
+            with gr.Column(scale=3, min_width=320):
+                clips = gr.HTML(js_on_load=CHOOSE_ROW, elem_id="clips")
+                with gr.Row(visible=False, elem_classes="pager-row") as pager:
+                    earlier = gr.Button(w("dataset.earlier"), size="sm", elem_id="earlier")
+                    where = gr.HTML(elem_id="where")
+                    later = gr.Button(w("dataset.later"), size="sm", elem_id="later")
+            with gr.Column(scale=2, min_width=320, elem_classes="side sticky"):
+                buckets = gr.HTML(js_on_load=CHOOSE_SHOWN, elem_id="buckets")
+                head = gr.HTML(markup.note(w("dataset.detail_hint")), elem_id="detail-head")
+                with gr.Row(elem_classes="player-row"):
+                    player = gr.Video(
+                        label=w("dataset.player"), show_label=False, interactive=False, loop=True, autoplay=True,
+                        buttons=[], visible=False, height=240, min_width=160, elem_id="clip-player",
+                    )  # fmt: skip
+                    beside = gr.HTML(elem_id="start-frame-shown")
+                detail = gr.HTML(elem_id="detail")
+        with gr.Accordion("", open=False) as other:
+            issues = gr.HTML()
+        with gr.Row(elem_classes="action-row"):
+            make_report = gr.Button(w("report.make"), scale=0, min_width=160, elem_id="make-report")
+            as_page = gr.DownloadButton(w("report.html"), visible=False, scale=0, min_width=240, elem_id="report-html")
+            as_data = gr.DownloadButton(w("report.json"), visible=False, scale=0, min_width=240, elem_id="report-json")
+    view = [summary, body, filters, clips, pager, where, buckets, other, issues, mend, train]
+    detailed = [chosen, head, player, beside, detail]
+    closed = [None, markup.note(w("dataset.detail_hint")), gr.update(value=None, visible=False), "", ""]
+    no_report = [gr.update(visible=False), gr.update(visible=False)]
+    opening = [message, cancel, panel.box, path, page, show, *detailed, as_page, as_data, *view]
 
-    def render(opened: Opened | None, filter_by: str = "all") -> list[Any]:
+    def render(opened: Opened | None) -> list[Any]:
+        """Updates of the panel of mends and everything after it, for a dataset that was just opened."""
         if opened is None:
-            return [gr.skip()] * len(view)
+            return [gr.skip()] * (len(opening) - 2)
+        parts = _render(opened, selection.ALL, 0, None, workshop, w)
         unfold = gr.update(open=_has_faults(opened.report.issues))
-        parts = _render(opened, filter_by, 0, None, w, is_space=settings.is_space)
-        return [part | unfold if component is other else part for component, part in zip(view, parts, strict=True)]
+        shown = [part | unfold if component is other else part for component, part in zip(view, parts, strict=True)]
+        return [gr.update(visible=False), str(opened.path), 0, selection.ALL, *closed, *no_report, *shown]
 
-    def open_path(target: str, progress: gr.Progress) -> list[Any]:
-        if not target.strip():
-            missing = StudioError(w("dataset.path_missing"), w("dataset.path_missing_remedy"))
-            return [markup.failure(missing, w), gr.skip(), None, 0, *render(None)]
+    def say(key: str, step: Step) -> list[Any]:
+        busy = gr.update(visible=True, interactive=True)
+        return [markup.progress(_how_far(key, step, w), step.share), busy, *render(None)]
 
-        def tell(done: int, total: int) -> None:
-            progress((done, total), w("dataset.opening", done=done, total=total))
-
+    def told(work: Generator[list[Any], None, Opened], done: Callable[[Opened], str]) -> Iterator[list[Any]]:
+        """Updates of `opening` while `work` opens a dataset; at the end what `done` says of it, or what went wrong."""
+        quiet = gr.update(visible=False)
         try:
-            opened = workshop.open(target, tell)
+            opened = yield from work
+        except CheckStopped:
+            yield [markup.note(w("dataset.cancelled")), quiet, *render(None)]
+        except MendStopped:
+            yield [markup.note(w("mend.stopped")), quiet, *render(None)]
         except StudioError as error:
-            return [markup.failure(error, w), gr.skip(), None, 0, *render(None)]
-        return ["", str(opened.path), None, 0, *render(opened)]
+            yield [markup.failure(error, w), quiet, *render(None)]
+        else:
+            yield [done(opened), quiet, *render(opened)]
 
-    def open_typed(target: str, progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        return open_path("" if settings.is_space else target, progress)
+    def check(request: gr.Request, find: Callable[[], str]) -> Iterator[list[Any]]:
+        """Opens what `find` names."""
+        stop = workshop.begin(request.session_hash)
+        work = follow(
+            lambda tell: workshop.open(find(), tell, stop.is_set), stop, lambda step: say("dataset.opening", step)
+        )
+        yield from told(work, lambda _: "")
 
-    def open_demo(progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        return open_path(demos[DEMO], progress)
-
-    def open_broken(progress: gr.Progress = gr.Progress()) -> list[Any]:  # noqa: B008
-        return open_path(demos[BROKEN_DEMO], progress)
-
-    def turn(at: int, by: int, target: str | None, filter_by: str, choice: int | None) -> list[Any]:
-        opened = workshop.opened.get(target or "")
-        if opened is None:
-            return [gr.skip()] * (1 + len(view))
-        return [at + by, *_render(opened, filter_by, at + by, choice, w, is_space=settings.is_space)]
-
-    def choose(target: str | None, event: gr.EventData) -> tuple[Any, ...]:
-        opened, index = workshop.opened.get(target or ""), event._data.get("index")
-        if opened is None or not isinstance(index, int) or not 0 <= index < len(opened.report.pairs):
-            return gr.skip(), gr.skip(), gr.skip()
-        pair = opened.report.pairs[index]
-        preview = _preview(workshop, pair)
-        player_shows = gr.update(value=preview, visible=preview is not None)
-        return index, player_shows, markup.clip_detail(pair, w)
-
-    def take_start_frames(target: str | None, filter_by: str) -> list[Any]:
+    def write_mended(request: gr.Request, target: str | None, *values: Any) -> Iterator[list[Any]]:
         opened = workshop.opened.get(target or "")
         if opened is None or settings.is_space:
-            return [gr.skip(), *render(None)]
-        try:
-            mended, files = workshop.add_start_frames(opened)
-        except StudioError as error:
-            return [markup.failure(error, w), *render(None)]
-        folder = files[0].parent if files else ""
-        return [markup.note(w.count("dataset.mended", len(files), folder=folder)), *render(mended, filter_by)]
+            return
+        stop = workshop.begin(request.session_hash)
+        work = mended(opened, values, workshop, stop, w, say)
+        yield from told(work, lambda new: markup.note(w("dataset.mended", folder=str(new.path))))
 
-    opening = [message, path, chosen, page, *view]
+    def open_typed(target: str, request: gr.Request) -> Iterator[list[Any]]:
+        def find() -> str:
+            if settings.is_space or not target.strip():
+                raise StudioError(w("dataset.path_missing"), w("dataset.path_missing_remedy"))
+            return target
+
+        yield from check(request, find)
+
+    def open_demo(request: gr.Request) -> Iterator[list[Any]]:
+        yield from check(request, lambda: demos[DEMO])
+
+    def open_broken(request: gr.Request) -> Iterator[list[Any]]:
+        yield from check(request, lambda: demos[BROKEN_DEMO])
+
+    def open_dropped(files: list[str] | None, request: gr.Request) -> Iterator[list[Any]]:
+        def find() -> str:
+            given = [] if settings.is_space else [Path(file) for file in files or []]
+            return str(copy_dropped(given, workshop.folder, w))
+
+        yield from check(request, find)
+
+    def turn(target: str | None, at: int, shown: str, choice: int | None) -> list[Any]:
+        opened = workshop.opened.get(target or "")
+        if opened is None:
+            return [gr.skip()] * (2 + len(view))
+        return [at, shown, *_render(opened, shown, at, choice, workshop, w)]
+
+    def filter_clips(target: str | None, before: str, choice: int | None, event: gr.EventData) -> list[Any]:
+        wanted = event._data.get("show")
+        if not isinstance(wanted, str):
+            return [gr.skip()] * (2 + len(view))
+        return turn(target, 0, selection.ALL if wanted == before else wanted, choice)
+
+    def choose(target: str | None, event: gr.EventData) -> list[Any]:
+        opened, index = workshop.opened.get(target or ""), event._data.get("index")
+        if opened is None or not isinstance(index, int) or not 0 <= index < len(opened.report.pairs):
+            return [gr.skip()] * len(detailed)
+        pair = opened.report.pairs[index]
+        video, pictures = preview(workshop.folder, pair), pictures_of(pair)
+        under = markup.note(w("dataset.player_note", fps=f"{MODEL_FPS:g}")) if video else ""
+        return [
+            index,
+            detail_markup.detail_head(pair, w),
+            gr.update(value=video, visible=video is not None),
+            detail_markup.start_frame_figure(pictures.start_frame, w),
+            under + detail_markup.clip_detail(pair, pictures.first, pictures.best, w),
+        ]
+
+    def report(target: str | None) -> list[Any]:
+        opened = workshop.opened.get(target or "")
+        if opened is None:
+            return [gr.skip(), gr.skip()]
+        files = write_reports(workshop.folder, opened, w)
+        return [gr.update(value=str(file), visible=True) for file in files]
+
+    def stop(request: gr.Request) -> Any:
+        workshop.stop_check(request.session_hash)
+        return gr.update(interactive=False)
+
     quiet: dict[str, Any] = {"api_visibility": "private"}
-    typed.submit(open_typed, typed, opening, **quiet)
-    open_button.click(open_typed, typed, opening, **quiet)
-    demo_button.click(open_demo, None, opening, **quiet)
-    broken_button.click(open_broken, None, opening, **quiet)
     hidden: dict[str, Any] = {"show_progress": "hidden", **quiet}
-    show.input(lambda t, f, c: turn(0, 0, t, f, c), [path, show, chosen], [page, *view], **hidden)
-    turning = ([page, path, show, chosen], [page, *view])
-    earlier.click(lambda at, t, f, c: turn(at, -1, t, f, c), *turning, **hidden)
-    later.click(lambda at, t, f, c: turn(at, 1, t, f, c), *turning, **hidden)
-    clips.click(choose, path, [chosen, player, detail], **hidden)
-    mend.click(take_start_frames, [path, show], [message, *view], **quiet)
+    typed.submit(open_typed, typed, opening, **hidden)
+    open_button.click(open_typed, typed, opening, **hidden)
+    demo_button.click(open_demo, None, opening, **hidden)
+    broken_button.click(open_broken, None, opening, **hidden)
+    dropped.upload(open_dropped, dropped, opening, **hidden)
+    mend.click(panel.fill, path, panel.outputs, **hidden)
+    panel.write.click(write_mended, [path, *panel.inputs], opening, **hidden)
+    cancel.click(stop, None, cancel, queue=False, **hidden)
+    turned = [page, show, *view]
+    filters.click(filter_clips, [path, show, chosen], turned, **hidden)
+    buckets.click(filter_clips, [path, show, chosen], turned, **hidden)
+    places = [path, page, show, chosen]
+    earlier.click(lambda t, at, s, c: turn(t, at - 1, s, c), places, turned, **hidden)
+    later.click(lambda t, at, s, c: turn(t, at + 1, s, c), places, turned, **hidden)
+    clips.click(choose, path, detailed, **hidden)
+    make_report.click(report, path, [as_page, as_data], **quiet)
 
     def reload() -> list[Any]:
-        opened = workshop.opened.get(workshop.latest or "")
-        return [str(opened.path) if opened else None, *render(opened)]
+        return render(workshop.opened.get(workshop.latest or ""))
 
-    return DatasetTab(path=path, train=train, reload=reload, outputs=[path, *view])
+    return DatasetTab(path=path, train=train, reload=reload, outputs=opening[2:])
 
 
-def _render(opened: Opened, filter_by: str, at: int, choice: int | None, w: Words, *, is_space: bool) -> list[Any]:
+def _how_far(key: str, step: Step, w: Words) -> str:
+    if not step.total:
+        return w("dataset.looking")
+    told = w(key, done=step.done, total=step.total)
+    return " · ".join(filter(None, (told, step.left(w))))
+
+
+def _render(opened: Opened, show: str, at: int, choice: int | None, workshop: Workshop, w: Words) -> list[Any]:
     """Updates of every part that shows the dataset, in the order of `view`."""
-    report = opened.report
-    pairs = [(i, p) for i, p in enumerate(report.pairs) if _is_shown(p, filter_by)]
+    report, is_space = opened.report, workshop.settings.is_space
+    pairs = selection.clips_shown(report, show)
     first = PAGE_SIZE * max(0, min(at, (len(pairs) - 1) // PAGE_SIZE))
-    page = pairs[first : first + PAGE_SIZE]
-    where = w("dataset.page", first=first + 1, last=first + len(page), total=len(pairs))
-    lacking, ready = len(lacking_start_frame(report)), opened.num_ready
+    part = pairs[first : first + PAGE_SIZE]
+    where = w("dataset.page", first=first + 1, last=first + len(part), total=len(pairs))
+    ready = opened.num_ready
     train = w.count("dataset.train", ready) if report.is_ok else w("dataset.train_blocked")
+    loose = selection.issues_shown(report, show)
     return [
-        markup.summary(report, Path(opened.path.name) if is_space else opened.path, w),
+        dataset_markup.summary(report, Path(opened.path.name) if is_space else opened.path, w),
         gr.update(visible=True),
-        markup.clip_list(page, choice, w),
+        dataset_markup.filters(report, show, w),
+        dataset_markup.clip_table(part, choice, loose, workshop.thumbnails, w),
         gr.update(visible=len(pairs) > PAGE_SIZE),
         markup.note(where),
-        markup.buckets(report, opened.project.run.data.train_batch_size, w) if report.by_bucket else "",
+        dataset_markup.buckets(report, show, w) if report.by_bucket else "",
         gr.update(label=w("dataset.other", n=len(report.issues)), visible=bool(report.issues)),
-        markup.issue_list(report.issues, w),
-        gr.update(value=w.count("dataset.mend", lacking), visible=bool(lacking) and not is_space),
-        gr.update(value=train, interactive=report.is_ok and ready > 0, visible=not is_space),
+        dataset_markup.issue_list(report.issues, w),
+        gr.update(
+            value=mend_label(opened.offer, w),
+            visible=bool(opened.offer) and not is_space,
+            variant="secondary" if report.is_ok else "primary",
+        ),  # fmt: skip
+        gr.update(
+            value=train,
+            interactive=report.is_ok and ready > 0,
+            visible=not is_space,
+            variant="primary" if report.is_ok else "secondary",
+        ),  # fmt: skip
     ]
 
 
 def _has_faults(issues: tuple[Issue, ...]) -> bool:
     """True where an issue is more than for information."""
     return any(issue.severity is not Severity.NOTICE for issue in issues)
-
-
-def _is_shown(pair: Pair, filter_by: str) -> bool:
-    is_ready = kind_of(pair) in ("ready", "note")
-    return filter_by == "all" or is_ready == (filter_by == "ready")
-
-
-def _preview(workshop: Workshop, pair: Pair) -> str | None:
-    """The clip as it will be trained, for the player; None where it cannot be read."""
-    frames = first_frames(pair, num_frames=0)
-    if frames is None or pair.clip is None:
-        return None
-    if pair.bucket:
-        frames = resize_frames(frames, pair.bucket.height, pair.bucket.width)
-    changed = pair.clip.path.stat().st_mtime_ns
-    target = workshop.folder / f"clip-{abs(hash((pair.clip, pair.bucket, changed)))}.mp4"
-    if not target.exists():
-        write_video(target, frames, MODEL_FPS, {})
-    return str(target)

@@ -1,30 +1,23 @@
-"""HTML of the pages. Everything that a file, a caption or a configuration says is escaped here."""
+"""HTML of the pages; the room Dataset has its own. What a file, a caption or a configuration says is escaped here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from html import escape
-from pathlib import Path
-
-import numpy as np
 
 from studio.core.errors import StudioError
 from studio.core.runlog import RunSnapshot, RunState
 from studio.core.train.fit import Fit
-from studio.core.types import DatasetReport, Issue, Pair, Severity
-from studio.view.plots import PAGE, draw_buckets, draw_loss, figure_svg
+from studio.view.plots import PAGE, draw_loss, figure_svg
 from studio.view.progress import attention_line, fit_line, fit_rows, fit_verdict, progress_line
-from studio.view.sheets import first_frames, picture_uri, start_picture
-from studio.view.verdicts import ICONS, Kind, Verdict, by_gravity, summary_parts, verdict_of
+from studio.view.verdicts import ICONS
 from studio.view.words import Words
-
-_SEVERITY_KINDS: dict[Severity, Kind] = {Severity.ERROR: "mend", Severity.WARNING: "note", Severity.NOTICE: "ready"}
 
 
 def failure(error: StudioError, w: Words) -> str:
     """What went wrong, and what to do, in one line."""
-    remedy = f"<span class='remedy' {_core_text(w)}>{escape(error.remedy)}</span>" if error.remedy else ""
-    return _alert(f"<span {_core_text(w)}>{escape(error.message)}</span> {remedy}")
+    remedy = f"<span class='remedy' {core_text(w)}>{escape(error.remedy)}</span>" if error.remedy else ""
+    return _alert(f"<span {core_text(w)}>{escape(error.message)}</span> {remedy}")
 
 
 def unexpected(error: Exception, w: Words) -> str:
@@ -72,107 +65,9 @@ def header(w: Words, chips: Iterable[tuple[str, str]], languages: Iterable[tuple
     )
 
 
-def summary(report: DatasetReport, path: Path, w: Words) -> str:
-    """`12 ready · 3 to mend · 1 unreadable`, and where that is."""
-    parts = "<span class='dot' aria-hidden='true'>·</span>".join(
-        f"<span class='kind-{kind}'><span class='icon' aria-hidden='true'>{ICONS[kind]}</span>{escape(text)}</span>"
-        for kind, text in summary_parts(report, w)
-    )
-    return f"<div class='summary' role='status'><p>{parts}</p><p class='note path'>{escape(str(path))}</p></div>"
-
-
-def clip_list(pairs: list[tuple[int, Pair]], chosen: int | None, w: Words) -> str:
-    """Clips as rows to choose from: start frame, first frame, name and caption, verdict."""
-    if not pairs:
-        return note(w("dataset.nothing_here"))
-    head = "".join(
-        f"<span>{escape(w(key))}</span>"
-        for key in ("dataset.start_frame", "dataset.clip", "dataset.caption", "dataset.verdict")
-    )
-    rows = "".join(_clip_row(index, pair, index == chosen, w) for index, pair in pairs)
-    return f"<div class='clips'><div class='clips-head' aria-hidden='true'>{head}</div>{rows}</div>"
-
-
-def _clip_row(index: int, pair: Pair, is_chosen: bool, w: Words) -> str:
-    verdict = verdict_of(pair, w)
-    frames = first_frames(pair)
-    caption = escape(pair.captions[0]) if pair.captions else f"<i>{escape(w('dataset.no_caption'))}</i>"
-    return (
-        f"<button type='button' class='clip' data-index='{index}' aria-pressed='{str(is_chosen).lower()}'>"
-        + _picture(start_picture(pair), w("dataset.start_frame"), w("dataset.no_start_frame"))
-        + _picture(frames[0] if frames is not None else None, w("dataset.clip"), w("dataset.no_picture"))
-        + f"<span class='words'><b>{escape(pair.name)}</b><span class='caption'>{caption}</span></span>"
-        + f"<span class='verdict'>{badge(verdict)}{_first_reason(verdict, w)}</span></button>"
-    )
-
-
-def _first_reason(verdict: Verdict, w: Words) -> str:
-    """The mend of what blocks training, beside the row; the rest waits in the detail."""
-    if verdict.kind in ("ready", "note") or not verdict.issues:
-        return ""
-    return f"<span class='reason'>{escape(w.mend(verdict.issues[0]))}</span>"
-
-
-def badge(verdict: Verdict) -> str:
-    """Icon and words of a verdict."""
-    return (
-        f"<span class='badge kind-{verdict.kind}'><span class='icon' aria-hidden='true'>{verdict.icon}</span>"
-        f"{escape(verdict.label)}</span>"
-    )
-
-
-def _picture(picture: np.ndarray | None, alt: str, missing: str) -> str:
-    if picture is None:
-        return f"<span class='picture missing'>{escape(missing)}</span>"
-    return f"<span class='picture'><img src='{picture_uri(picture)}' alt='{escape(alt)}'></span>"
-
-
-def clip_detail(pair: Pair, w: Words) -> str:
-    """All that is known of one clip, and what to mend."""
-    verdict = verdict_of(pair, w)
-    facts = []
-    if pair.clip:
-        c = pair.clip
-        seconds = w.number(c.num_frames / c.fps if c.fps else 0, 1)
-        facts.append(w("dataset.size", seconds=seconds, frames=c.num_frames, width=c.width, height=c.height))
-    if pair.bucket:
-        b = pair.bucket
-        facts.append(w("dataset.trained_as", frames=b.num_frames, width=b.width, height=b.height))
-    captions = "".join(f"<blockquote>{escape(caption)}</blockquote>" for caption in pair.captions)
-    listed = issue_list(verdict.issues, w) if verdict.issues else note(w("dataset.no_issue"))
-    return (
-        f"<div class='detail'><h3>{escape(pair.name)}</h3>{badge(verdict)}{captions}"
-        f"<p class='note'>{escape(' · '.join(facts))}</p>{listed}</div>"
-    )
-
-
-def issue_list(issues: tuple[Issue, ...], w: Words) -> str:
-    """Issues, gravest first: verdict, what is wrong, what to do."""
-    return f"<ul class='issues'>{''.join(_issue_item(issue, w) for issue in by_gravity(issues))}</ul>"
-
-
-def _issue_item(issue: Issue, w: Words) -> str:
-    kind, mend = _SEVERITY_KINDS[issue.severity], w.mend(issue)
-    icon = "i" if issue.severity is Severity.NOTICE else ICONS[kind]
-    remedy = f"<p class='remedy'>{escape(mend)}</p>" if mend else ""
-    severity = escape(w(f"severity.{issue.severity.value}"))
-    return (
-        f"<li><p><span class='badge kind-{kind}'><span class='icon' aria-hidden='true'>{icon}</span>"
-        f"{escape(w.verdict(issue))}</span> <span class='note'>{severity}</span></p>"
-        f"<p {_core_text(w)}>{escape(issue.message)}</p>{remedy}</li>"
-    )
-
-
-def _core_text(w: Words) -> str:
+def core_text(w: Words) -> str:
     """Marks sentences of the core, which speaks English, for readers and for screen readers."""
     return "" if w.language == "en" else "lang='en'"
-
-
-def buckets(report: DatasetReport, batch_size: int, w: Words) -> str:
-    """The bucket chart."""
-    counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
-    figure = draw_buckets(counts, w, batch_size=batch_size, palette=PAGE, width=4.2)
-    return f"<h3 class='heading'>{escape(w('dataset.buckets'))}</h3>{figure_svg(figure, w('dataset.buckets'))}"
 
 
 def loss_chart(snapshot: RunSnapshot, log: bool, w: Words) -> str:
@@ -209,7 +104,7 @@ def _all_steps(fit: Fit, num_steps: int | None, w: Words) -> str:
 
 def _warning(text: str, remedy: str | None, w: Words) -> str:
     """What is amiss but stops nothing, and what to do."""
-    mend = f" <span class='remedy' {_core_text(w)}>{escape(remedy)}</span>" if remedy else ""
+    mend = f" <span class='remedy' {core_text(w)}>{escape(remedy)}</span>" if remedy else ""
     icon = f"<span class='icon kind-mend' aria-hidden='true'>{ICONS['mend']}</span>"
     return f"<p class='warning' role='status'>{icon}{escape(text)}{mend}</p>"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from studio.core.config import DataConfig, DatasetConfig, ModelConfig, RunConfig
-from studio.core.data.check import Probes, Progress, check_dataset, check_project
+from studio.core.config import ModelConfig, RunConfig
+from studio.core.data.check import Probes, Progress, check_project
 from studio.core.data.dataset import training_pairs
-from studio.core.data.decode import extract_start_frames
+from studio.core.data.mend import MendKind, offered_mends
 from studio.core.data.probe_cache import ProbeCache
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
@@ -20,11 +21,13 @@ from studio.core.runlog import RunFolder, can_continue, list_runs
 from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
 from studio.core.train.fit import Fit, fit_of
 from studio.core.train.job import TrainJob
-from studio.core.types import DatasetReport
+from studio.core.types import DatasetReport, Pair
 from studio.ui.settings import AppSettings
+from studio.view.sheets import Thumbnails
 
-EXTRACTED = "extracted_start_frames"
-"""Id of the dataset that holds start frames taken from clips."""
+
+class CheckStopped(Exception):
+    """The visitor stopped the check."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +39,9 @@ class Opened:
     report: DatasetReport
     model: ModelConfig
     """The project's, or the app's where the project has no config.json."""
+
+    offer: Mapping[MendKind, tuple[Pair, ...]] = field(default_factory=dict)
+    """Mends that would change something, with the clips that they would change."""
 
     @property
     def output_dir(self) -> Path | None:
@@ -68,6 +74,9 @@ class Workshop:
     job: TrainJob | None = None
     renders: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a render, by the visitor who asked for it."""
+    checks: dict[str, threading.Event] = field(default_factory=dict)
+    """What stops a check, by the visitor who asked for it."""
+    thumbnails: Thumbnails = field(default_factory=Thumbnails)
     _bundles: dict[ModelConfig, ModelBundle] = field(default_factory=dict)
     _trained: ModelConfig | None = None
     """The model of `job`."""
@@ -78,26 +87,34 @@ class Workshop:
         # A Space keeps no word of its visitors' files.
         self.probes = Probes(disk=ProbeCache(None)) if self.settings.is_space else Probes()
 
-    def open(self, path: str, progress: Progress | None = None) -> Opened:
-        """Checks the dataset at a path and remembers it. Raises ConfigError."""
+    def begin(self, visitor: str | None) -> threading.Event:
+        """What stops the check that a visitor starts now; one that still runs for them is stopped."""
+        self.stop_check(visitor)
+        stop = self.checks[visitor or ""] = threading.Event()
+        return stop
+
+    def stop_check(self, visitor: str | None) -> None:
+        """Stops the check of a visitor, where one runs."""
+        if stop := self.checks.get(visitor or ""):
+            stop.set()
+
+    def open(
+        self, path: str, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
+    ) -> Opened:
+        """Checks the dataset at a path and remembers it. Raises ConfigError, or CheckStopped."""
         place = Path(path.strip()).expanduser()
-        project, report = check_project(place, progress=progress, probes=self.probes)
+
+        def tell(done: int, total: int) -> None:
+            if should_stop():
+                raise CheckStopped
+            if progress:
+                progress(done, total)
+
+        project, report = check_project(place, progress=tell, probes=self.probes)
         has_config = place.is_file() or (place / CONFIG_NAME).is_file()
         model = project.run.model if has_config else self.settings.model
-        return self._remember(Opened(path=place, project=project, report=report, model=model))
-
-    def add_start_frames(self, opened: Opened) -> tuple[Opened, tuple[Path, ...]]:
-        """Takes the first frames of clips that have no start frame into a new folder, and checks again with it.
-
-        The user's own folders are not written to. Raises StudioError.
-        """
-        into = _new_folder(self.output_dir_of(opened).absolute() / "start_frames", opened.path.resolve().stem)
-        files = extract_start_frames(opened.report, into)
-        data = _with_start_frames(opened.project.run.data, into)
-        report = check_dataset(data, probes=self.probes)
-        project = replace(opened.project, run=replace(opened.project.run, data=data))
-        report = replace(report, issues=project.issues + report.issues)
-        return self._remember(replace(opened, project=project, report=report)), files
+        offer = offered_mends(project, report)
+        return self._remember(Opened(path=place, project=project, report=report, model=model, offer=offer))
 
     def _remember(self, opened: Opened) -> Opened:
         self.latest = str(opened.path)
@@ -194,30 +211,3 @@ class Workshop:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
         return str(target)
-
-
-def _new_folder(above: Path, name: str) -> Path:
-    """A folder that was not there before."""
-    above.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = above / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
-
-
-def _with_start_frames(data: DataConfig, folder: Path) -> DataConfig:
-    """The same datasets, whose clips also find start frames in `folder`."""
-    name = EXTRACTED
-    while name in data.by_id:
-        name = f"{name}_"
-    extra = DatasetConfig(id=name, kind="conditioning", directory=folder, caption_strategy=None)
-    datasets = tuple(
-        replace(d, conditioning_ids=(*(d.conditioning_ids or (d.id,)), name)) if d.kind == "video" and d.is_i2v else d
-        for d in data.datasets
-    )
-    return replace(data, datasets=(*datasets, extra))

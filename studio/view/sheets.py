@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from studio.core.data.decode import read_frames, read_image
+from studio.core.data.probe_cache import file_state
 from studio.core.errors import MediaError
 from studio.core.types import DatasetReport, Pair
 from studio.view.plots import LIGHT, Palette
@@ -115,3 +118,34 @@ def picture_uri(picture: np.ndarray, height: int = 144) -> str:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@dataclass(slots=True)
+class Thumbnails:
+    """Small pictures of clips and start frames as data addresses; a file is read once in each of its states."""
+
+    height: int = 96
+    """Pixels."""
+    held: dict[tuple[Path, int, int], str | None] = field(default_factory=dict)
+
+    def start_frame(self, pair: Pair) -> str | None:
+        """The start frame; None where there is none to read."""
+        if pair.start_frame is None:
+            return None
+        return self._of(pair.start_frame.path, lambda: start_picture(pair))
+
+    def clip(self, pair: Pair) -> str | None:
+        """The first frame of the clip; None where it cannot be read."""
+
+        def first() -> np.ndarray | None:
+            frames = first_frames(pair)
+            return None if frames is None else frames[0]
+
+        return self._of(pair.clip_path, first)
+
+    def _of(self, path: Path, read: Callable[[], np.ndarray | None]) -> str | None:
+        state = file_state(path)
+        if state not in self.held:
+            picture = read()
+            self.held[state] = None if picture is None else picture_uri(picture, self.height)
+        return self.held[state]

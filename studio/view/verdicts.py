@@ -73,10 +73,31 @@ def summary_parts(report: DatasetReport, w: Words) -> list[tuple[Kind, str]]:
     return parts
 
 
-def lacking_start_frame(report: DatasetReport) -> tuple[Pair, ...]:
-    """Readable clips whose only missing part is the start frame's file."""
-    return tuple(
-        pair
-        for pair in report.pairs
-        if pair.clip and any(issue.code is IssueCode.START_FRAME_MISSING for issue in pair.issues)
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Problem:
+    """A kind of problem that a check found."""
+
+    code: IssueCode
+    severity: Severity
+    """The gravest of its issues'."""
+    count: int
+    """Clips that have it, and files or settings of no clip."""
+
+
+def problems_of(report: DatasetReport) -> list[Problem]:
+    """Every kind of problem, gravest first, then the most frequent; what is only said of no clip is left to lists."""
+    counts: Counter[IssueCode] = Counter()
+    severities: dict[IssueCode, Severity] = {}
+    loose = [(issue,) for issue in report.issues if issue.severity is not Severity.NOTICE]
+    for issues in (*loose, *(pair.issues for pair in report.pairs)):
+        counts.update({issue.code for issue in issues})
+        for issue in issues:
+            known = severities.get(issue.code, Severity.NOTICE)
+            severities[issue.code] = min(known, issue.severity, key=_RANK.index)
+    found = [Problem(code=code, severity=severities[code], count=count) for code, count in counts.items()]
+    return sorted(found, key=lambda problem: (_RANK.index(problem.severity), -problem.count))
+
+
+def icon_of(severity: Severity) -> str:
+    """One character that says without colour whether an issue must be mended."""
+    return ICONS["mend" if severity is Severity.ERROR else "note"]

@@ -104,10 +104,31 @@ def test_a_faulty_dataset_says_what_to_mend_and_runs_nothing_of_it(visit):
     assert "onerror=document.title" in page.inner_text(".clip >> nth=0")
     assert page.title() == "LongCat Studio"
     assert page.is_disabled("#to-train")
+
+
+def test_a_dataset_is_mended_from_the_preview_to_a_new_folder(visit, faulty_project):
+    page = visit()
+    page.click("#use-broken")
     page.click("#mend")
-    page.wait_for_selector("#dataset-message .note")
-    page.wait_for_selector("#mend", state="hidden")
-    assert "1 por corregir" in page.inner_text(".summary")
+    page.wait_for_selector("#mend-preview .planned tbody tr >> nth=1")
+    assert page.locator("#mend-preview .planned tbody tr").count() == 2
+    assert "none → frame 1 of the clip" in page.inner_text("#mend-preview")
+    assert "shape_3" in page.inner_text("#mend-preview .left-out")
+    page.fill("#mend-template input, #mend-template textarea", "a shape, {name}")
+    page.wait_for_function("document.querySelector('#mend-preview').innerText.includes('a shape, shape 2')")
+    page.fill("#mend-template input, #mend-template textarea", "{nme}")
+    page.wait_for_selector("#mend-preview .failure")
+    assert page.is_disabled("#mend-write")
+    page.fill("#mend-template input, #mend-template textarea", "a shape, {name}")
+    page.wait_for_selector("#mend-preview .planned")
+    new = page.input_value("#mend-into input, #mend-into textarea")
+    page.click("#mend-write")
+    page.wait_for_selector(f".summary:has-text('{new}')")
+    assert "3 ready" in page.inner_text(".summary")
+    assert "to mend" not in page.inner_text(".summary")
+    assert page.is_hidden("#mend-panel")
+    assert page.is_enabled("#to-train")
+    assert not (faulty_project / "clips/shape_2.txt").exists()
 
 
 def test_mistakes_are_answered_in_one_line(visit):

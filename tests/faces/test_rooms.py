@@ -15,7 +15,7 @@ from studio.core.events import FitPredicted, RunStarted
 from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
 from studio.ui import markup
-from studio.ui.dataset_tab import _preview
+from studio.ui.clip_pictures import preview
 from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
 from studio.ui.train_tab import _config, _with_rank
@@ -119,11 +119,11 @@ def test_one_run_at_a_time_whatever_folder_it_is_in(make_workshop):
 def test_a_clip_that_was_changed_has_a_new_preview(make_workshop, project):
     workshop = make_workshop()
     pair = workshop.open(str(project)).report.pairs[0]
-    before = _preview(workshop, pair)
-    assert _preview(workshop, pair) == before
+    before = preview(workshop.folder, pair)
+    assert preview(workshop.folder, pair) == before
     state = pair.clip.path.stat()
     os.utime(pair.clip.path, ns=(state.st_atime_ns, state.st_mtime_ns + 10**9))
-    assert _preview(workshop, pair) != before
+    assert preview(workshop.folder, pair) != before
 
 
 def test_what_a_run_takes_is_measured_with_the_fields_of_the_page(make_workshop, project):

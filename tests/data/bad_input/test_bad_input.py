@@ -14,9 +14,14 @@ import pytest
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.check import check_dataset, check_project
 from studio.core.data.decode import read_frames
-from studio.core.errors import ConfigError
+from studio.core.data.mend import MendChoice, MendKind, plan_mends
+from studio.core.errors import ConfigError, StudioError
 from studio.core.types import IssueCode, Severity
-from studio.ui import markup
+from studio.ui import dataset_markup, markup
+from studio.ui.detail_markup import clip_detail, detail_head
+from studio.ui.mend_markup import mend_preview
+from studio.view.report_page import report_html
+from studio.view.sheets import Thumbnails, dataset_sheet
 from studio.view.words import words
 from tests.data.bad_input import configurations
 from tests.data.bad_input.clips import clips, playlists
@@ -238,13 +243,30 @@ def test_names_and_captions_are_text_in_the_page(tmp_path, untouched):
     folder = place(tmp_path / "<b onclick=alert(1)>", cases)
     orphan = "<img src=y onerror=alert(3)>.png"
     (folder / orphan).write_bytes(good_image())
-    report = check(untouched(folder))
+    project, report = check_project(untouched(folder))
     assert len(report.pairs) == len(cases)
-    w = words("en")
-    page = markup.summary(report, folder, w) + markup.clip_list(list(enumerate(report.pairs)), 0, w)
-    page += "".join(markup.clip_detail(pair, w) for pair in report.pairs) + markup.issue_list(report.all_issues, w)
-    seen = Tags(page).seen
-    assert not seen & {"script", "iframe", "style", "onerror", "onload", "onclick", "srcdoc"}
-    assert "<script" not in page
-    assert "&lt;img src=y onerror=alert(3)&gt;.png" in page
     assert {IssueCode.CLIP_UNREADABLE, IssueCode.CAPTION_UNREADABLE} <= {issue.code for issue in report.all_issues}
+    w = words("en")
+    plan = plan_mends(project, report, MendChoice(kinds=frozenset({MendKind.CROP, MendKind.START_FRAMES})))
+    assert plan.clips
+    assert plan.left_out
+    parts = [
+        dataset_markup.summary(report, folder, w),
+        dataset_markup.filters(report, "problem:<script>", w),
+        dataset_markup.clip_table(list(enumerate(report.pairs)), 0, report.issues, Thumbnails(), w),
+        dataset_markup.buckets(report, "bucket:<script>", w),
+        dataset_markup.issue_list(report.all_issues, w),
+        *(detail_head(pair, w) + clip_detail(pair, None, None, w) for pair in report.pairs),
+        mend_preview(plan, w),
+        markup.failure(StudioError(HOSTILE[0], HOSTILE[1]), w),
+    ]
+    harmful = {"script", "iframe", "svg", "onerror", "onload", "onclick", "srcdoc"}
+    for part in parts:
+        assert not Tags(part).seen & harmful
+        assert "<style" not in part
+    page = report_html(folder, report, project, w)
+    assert Tags(page).seen & harmful == {"svg"}, "the chart of the buckets"
+    assert page.count("<style") == 1
+    assert "&lt;img src=y onerror=alert(3)&gt;.png" in page
+    texts = [text.get_text() for axes in dataset_sheet(report, w).axes for text in axes.texts]
+    assert any(HOSTILE[1] in text for text in texts), "a picture holds the letters as they are"

@@ -1,0 +1,21 @@
+"""The two files of a report, for download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from studio.core.data.report import report_to_json
+from studio.ui.dropped import new_folder
+from studio.ui.workshop import Opened
+from studio.view.report_page import report_html
+from studio.view.words import Words
+
+
+def write_reports(folder: Path, opened: Opened, w: Words) -> tuple[Path, Path]:
+    """The report as a page and as JSON, in a new folder under `folder`, under names that no file of the user gives."""
+    into = new_folder(folder, "report")
+    page, data = into / "check.html", into / "check.json"
+    page.write_text(report_html(opened.path, opened.report, opened.project, w), encoding="utf-8")
+    data.write_text(json.dumps(report_to_json(opened.report), indent=2), encoding="utf-8")
+    return page, data
