@@ -17,7 +17,7 @@ from torch import nn
 
 from studio.core.errors import AdapterError
 from studio.core.model.dit import LongCatVideoTransformer3DModel
-from studio.core.model.lora_formats import to_plain
+from studio.core.model.lora_formats import first_three, to_plain
 
 MAX_HEADER_BYTES = 4 * 2**20
 MAX_TENSORS = 4096
@@ -143,7 +143,9 @@ def _read_header(file: Path, opened: BinaryIO) -> tuple[dict[str, Any], int]:
     try:
         header = json.loads(opened.read(length), object_pairs_hook=_without_duplicates)
     except _DuplicateKeyError as error:
-        raise AdapterError(f"{file.name} holds {error} twice.", "Save it again from where it comes from.") from error
+        raise AdapterError(
+            f"{file.name} holds {first_three([str(error)])} twice.", "Save it again from where it comes from."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise AdapterError(f"{file.name} is not a safetensors file: its header cannot be read.", OTHER_FILE) from error
     if not isinstance(header, dict):
@@ -173,7 +175,8 @@ def _read_tensor(file: Path, opened: BinaryIO, start: int, name: str, entry: Map
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise AdapterError(
-            f"{file.name} holds {name} as {entry['dtype']}; known are {', '.join(DTYPES)}.", "Save it as F32 or BF16."
+            f"{file.name} holds {first_three([name])} as {entry['dtype']}; known are {', '.join(DTYPES)}.",
+            "Save it as F32 or BF16.",
         )
     begin, end = entry["data_offsets"]
     opened.seek(start + begin)
@@ -196,9 +199,8 @@ def _linears(dit: LongCatVideoTransformer3DModel) -> dict[str, nn.Linear]:
 def _refuse(file: Path, problems: list[str]) -> None:
     if not problems:
         return
-    more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
     raise AdapterError(
-        f"{file.name} is not a LoRA of this model: {'; '.join(problems[:3])}{more}.",
+        f"{file.name} is not a LoRA of this model: {first_three(problems)}.",
         "Choose a LoRA that was trained on this checkpoint.",
     )
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -32,6 +32,9 @@ PREFIXES = ("transformer.", "base_model.model.", "diffusion_model.")
 KOHYA = "lora_unet_"
 PUBLISHED = "lora___lorahyphen___"
 HYPHEN = "___lorahyphen___"
+
+LONGEST_CLAUSE = 240
+"""Characters; the longest key of the published layout has 130."""
 
 _PUBLISHED_PARTS = re.compile(r"\.(lora_down\.weight|lora_up(?:\.blocks\.\d+)?\.weight|alpha_scale)$")
 _UPS_AND_DOWNS = {".lora_down.weight": ".lora_A.weight", ".lora_up.weight": ".lora_B.weight"}
@@ -113,9 +116,17 @@ def to_plain(
             scales[name.removesuffix(".alpha")] = float(tensor)
         else:
             plain[name] = tensor.float()
-    ranks = {module: len(a) for module, (a, _) in _pairs(plain).items()}
+    ranks = {module: len(a) for module, (a, _) in _pairs(plain).items() if a.dim() == 2}
     given = {module: scales.get(module, scales.get("", rank)) for module, rank in ranks.items()}
     return plain, {module: given[module] / rank for module, rank in ranks.items() if rank}
+
+
+def first_three(problems: Sequence[str]) -> str:
+    """The first of many clauses, each cut to a line or two, and how many more there are."""
+    shown = (
+        problem if len(problem) <= LONGEST_CLAUSE else problem[:LONGEST_CLAUSE] + "..." for problem in problems[:3]
+    )
+    return "; ".join(shown) + (f", and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 def num_parts(module: str) -> int:
@@ -144,9 +155,8 @@ def _from_published(tensors: State) -> tuple[dict[str, torch.Tensor], dict[str, 
             parts[name[: found.start()]][found[1]] = tensor.float()
     problems = strangers + [problem for stem, own in parts.items() for problem in _published_problems(stem, own)]
     if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise AdapterError(
-            f"It is laid out as the published LoRAs are, but {'; '.join(problems[:3])}{more}.",
+            f"It is laid out as the published LoRAs are, but {first_three(problems)}.",
             "Save it again from where it comes from.",
         )
     plain: dict[str, torch.Tensor] = {}
