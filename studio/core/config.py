@@ -16,7 +16,10 @@ Attention = Literal["auto", "dense", "sparse"]
 CaptionStrategy = Literal["textfile", "filename", "instanceprompt"]
 ResolutionType = Literal["pixel", "area", "pixel_area", "published"]
 BasePrecision = Literal["no_change", "int8-quanto", "fp8-torchao"]
-LearningRateSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine"]
+LearningRateSchedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]
+LoraStart = Literal["default", "gaussian"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +151,10 @@ class LoraSettings:
     alpha: float | None = None
     """None: equal to the rank, so that the scale is 1."""
     dropout: float = 0.0
+    start: LoraStart = "default"
+    """How A begins, in peft's words; B begins at zero."""
+    init_from: Path | None = None
+    """A LoRA file to begin with; rank and alpha are then its own."""
 
     @property
     def resolved_alpha(self) -> float:
@@ -165,9 +172,37 @@ class OptimConfig:
     num_train_epochs: int = 1
     lr_scheduler: LearningRateSchedule = "constant_with_warmup"
     lr_warmup_steps: int = 0
+    lr_end: float = 0.0
+    """Where a rate that falls ends."""
+    lr_power: float = 1.0
+    """Of the schedule `polynomial`."""
+    lr_num_cycles: int = 1
+    """Of the schedule `cosine_with_restarts`."""
+    gradient_accumulation_steps: int = 1
+    """Batches of one optimiser step."""
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    """torch's default for AdamW; SimpleTuner's too."""
     max_grad_norm: float = 2.0
+    caption_dropout: float = 0.0
+    """Share of the clips that are shown with an empty caption."""
+    use_ema: bool = False
+    """Samples and the LoRA are a moving average of the weights under training."""
+    ema_decay: float = 0.995
     checkpoint_step_interval: int = 500
     checkpoints_total_limit: int = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseConfig:
+    """Which noise levels are trained at."""
+
+    shift: float | None = None
+    """None: the checkpoint's own (published: 12)."""
+    sigmoid_scale: float | None = None
+    """None: levels are uniform before the shift, as published; else the sigmoid of a normal draw times this."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,6 +216,9 @@ class ValidationConfig:
     num_pairs: int = 1
     """How many of its pairs are rendered."""
     step_interval: int = 100
+    eval_step_interval: int | None = None
+    """Steps between two looks at the held-out loss; None: `step_interval`."""
+    eval_loss_disabled: bool = False
     resolution: tuple[int, int] | None = None
     """(height, width) in pixels, landscape or square; turned when the start frame is portrait. None: the
     checkpoint's own."""
@@ -203,4 +241,5 @@ class RunConfig:
     validation: ValidationConfig
     output_dir: Path
     """Runs are folders in it."""
+    noise: NoiseConfig = NoiseConfig()
     seed: int = 42

@@ -31,9 +31,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
     is_folder = config.model.source != TINY and Path(config.model.source).is_dir()
     source = str(Path(config.model.source).absolute()) if is_folder else config.model.source
+    init_from = config.lora.init_from
     return replace(
         config,
         data=replace(config.data, datasets=datasets),
+        lora=replace(config.lora, init_from=init_from.absolute() if init_from else None),
         model=replace(config.model, source=source),
         output_dir=config.output_dir.absolute(),
     )

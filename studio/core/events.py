@@ -28,7 +28,16 @@ class RunStarted:
     attention_block: tuple[int, ...] | None = None
     """Tokens of an attention block, (t, h, w); None where all is dense."""
     notices: tuple[str, ...] = ()
-    """What differs from what the configuration asked of the model, in sentences."""
+    """What differs from what the configuration asked of the model, and what else is good to know, in sentences."""
+    from_step: int = 0
+    """The step of the checkpoint that the run goes on from; 0: from the start."""
+    num_held_out: int = 0
+    """Clips that the held-out loss is measured on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResumed:
+    """Someone goes on with the run; the model is being loaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +84,31 @@ class StepDone:
     """Counted from 1."""
     num_steps: int
     loss: float
+    """Mean over the clips."""
     learning_rate: float
     grad_norm: float
+    """Before it was clipped."""
+    seconds: float
+    clips: tuple[str, ...] = ()
+    """`<dataset id>/<name>` of each clip of the step."""
+    clip_losses: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+    """The most memory that the step took; None where the device does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOutLoss:
+    """The loss on clips that are not trained on, always at the same noise and the same noise levels."""
+
+    step: int
+    """0: before the first."""
+    loss: float
+    bands: tuple[float, ...]
+    """By noise level: equal parts of 0 to 1, the least noise first; `loss` is their mean."""
+    base_loss: float
+    """Without the LoRA."""
+    base_bands: tuple[float, ...]
+    num_clips: int
     seconds: float
 
 
@@ -88,14 +120,38 @@ class SampleSaved:
     path: str
     """Relative to the run folder."""
     prompt: str
+    base: str = ""
+    """The same sample without the LoRA, relative to the run folder."""
+    start_psnr: float | None = None
+    """Decibels of the first frame against the start frame; None in any figure of an old run."""
+    motion: float | None = None
+    """Largest mean difference between the first frame and another one, grey levels of 0..255."""
+    is_frozen: bool = False
+    """Hardly anything moves."""
+    drift: float | None = None
+    """Mean difference from `base`, grey levels of 0..255; 0: the LoRA changes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointSaved:
-    """The LoRA, the optimiser and the random state were written."""
+    """The LoRA and the optimiser were written."""
 
     step: int
     path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunPaused:
+    """The run waits, with the weights in memory and the device free, until it is asked to continue."""
+
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContinued:
+    """The pause is over."""
+
+    step: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,16 +185,22 @@ class RunFailed:
     step: int
     message: str
     remedy: str
+    checkpoint: str = ""
+    """The last good checkpoint, relative to the run folder; empty: there is none."""
 
 
 TrainEvent = (
-    RunStarted
+    RunResumed
+    | RunStarted
     | CacheProgress
     | FitProgress
     | FitPredicted
     | StepDone
+    | HeldOutLoss
     | SampleSaved
     | CheckpointSaved
+    | RunPaused
+    | RunContinued
     | RunFinished
     | RunStopped
     | RunFailed

@@ -5,6 +5,7 @@
         events.jsonl     one line an event
         run.lock         locked while a process writes the run
         checkpoints/ samples/ lora/
+        requests/        what the run is asked to do, a file each
 
 Whoever watches a run reads this folder and nothing else.
 """
@@ -27,10 +28,15 @@ from studio.core.config_json import read_run_config, write_run_config
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.events import (
     CacheProgress,
+    CheckpointSaved,
     FitPredicted,
     FitProgress,
+    HeldOutLoss,
+    RunContinued,
     RunFailed,
     RunFinished,
+    RunPaused,
+    RunResumed,
     RunStarted,
     RunStopped,
     SampleSaved,
@@ -60,6 +66,8 @@ class RunState(StrEnum):
     MEASURING = "measuring"
     """What a step takes is being measured."""
     RUNNING = "running"
+    PAUSED = "paused"
+    """It waits until it is asked to continue; the device is free."""
     STOPPED = "stopped"
     FINISHED = "finished"
     FAILED = "failed"
@@ -69,7 +77,7 @@ class RunState(StrEnum):
     @property
     def is_live(self) -> bool:
         """True while something may still happen by itself."""
-        return self in (RunState.NEW, RunState.CACHING, RunState.MEASURING, RunState.RUNNING)
+        return self in (RunState.NEW, RunState.CACHING, RunState.MEASURING, RunState.RUNNING, RunState.PAUSED)
 
     @property
     def can_resume(self) -> bool:
@@ -94,6 +102,12 @@ class RunSnapshot:
     cache_total: int
     losses: tuple[tuple[int, float], ...]
     """(step, loss), each step once: after a resume the later attempt counts."""
+    steps: tuple[StepDone, ...]
+    """All that is known of these steps."""
+    held_out: tuple[HeldOutLoss, ...]
+    """Each step once."""
+    checkpoints: tuple[int, ...]
+    """Steps after which a checkpoint was written, though it may have been deleted since."""
     learning_rate: float | None
     """Of the last step."""
     seconds_per_step: float | None
@@ -191,6 +205,7 @@ class RunFolder:
         fit = next((e for e in reversed(_last_attempt(events)) if isinstance(e, FitPredicted)), None)
         steps = _last_steps(events)
         state = self._state(timed)
+        is_moving = state.is_live and state is not RunState.PAUSED
         num_steps = started.num_steps if started else 0
         step = steps[-1].step if steps else 0
         seconds = statistics.median(s.seconds for s in steps[-RECENT_STEPS:]) if steps else None
@@ -202,9 +217,12 @@ class RunFolder:
             cache_done=cache.done if cache else 0,
             cache_total=cache.total if cache else 0,
             losses=tuple((s.step, s.loss) for s in steps),
+            steps=tuple(steps),
+            held_out=tuple({e.step: e for e in events if isinstance(e, HeldOutLoss)}.values()),
+            checkpoints=tuple(sorted({e.step for e in events if isinstance(e, CheckpointSaved)})),
             learning_rate=steps[-1].learning_rate if steps else None,
             seconds_per_step=seconds,
-            seconds_left=seconds * (num_steps - step) if seconds is not None and state.is_live else None,
+            seconds_left=seconds * (num_steps - step) if seconds is not None and is_moving else None,
             samples=_samples(events),
             lora=self.path / lora if lora else None,
             failure=last if isinstance(last, RunFailed) else None,
@@ -223,8 +241,11 @@ class RunFolder:
         lock = self.path / LOCK_FILE
         if not is_locked(lock):
             return RunState.INTERRUPTED if lock.exists() or last else RunState.NEW
-        if last is None:
+        if last is None or isinstance(last, RunResumed):
             return RunState.NEW
+        turns = (event for _, event in reversed(timed) if isinstance(event, RunPaused | RunContinued | RunStarted))
+        if isinstance(next(turns, None), RunPaused):
+            return RunState.PAUSED
         if isinstance(last, RunStarted | CacheProgress):
             return RunState.CACHING
         return RunState.MEASURING if isinstance(last, FitProgress) else RunState.RUNNING

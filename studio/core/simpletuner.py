@@ -15,6 +15,7 @@ from studio.core.config import (
     DatasetConfig,
     LoraSettings,
     ModelConfig,
+    NoiseConfig,
     OptimConfig,
     RunConfig,
     ValidationConfig,
@@ -150,9 +151,10 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
     return RunConfig(
         model=_model(reading, sections, folder),
         data=DataConfig(datasets=_held_out(sections, found), **sections.get("data", {})),
-        lora=LoraSettings(**sections.get("lora", {})),
+        lora=_lora(sections, folder),
         optim=_optim(reading, sections.get("optim", {})),
         validation=_validation(reading, sections, found),
+        noise=NoiseConfig(**sections.get("noise", {})),
         output_dir=DEFAULT_OUTPUT if output is None else resolve_path(output, folder),
         **{field: value for field, value in run.items() if field != "output_dir"},
     )
@@ -191,6 +193,13 @@ def _model_source(reading: Reading, sections: Sections, folder: Path) -> str:
     return str(beside)
 
 
+def _lora(sections: Sections, folder: Path) -> LoraSettings:
+    """The adapter; a LoRA to begin with is looked for beside the configuration."""
+    written = sections.get("reader", {}).get("init_lora")
+    init_from = None if written is None else resolve_path(written, folder)
+    return LoraSettings(init_from=init_from, **sections.get("lora", {}))
+
+
 def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
     """Steps and epochs sorted out: 0 steps means to obey the epochs, and steps win over epochs."""
     steps, epochs = fields.get("max_train_steps") or None, fields.get("num_train_epochs")
@@ -200,6 +209,18 @@ def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
     if steps is None and epochs == 0:
         what = "max_train_steps and num_train_epochs are both 0, so there is nothing to do."
         reading.error(("num_train_epochs",), "num_train_epochs", what, "Set one of the two above 0.")
+    schedule = fields.get("lr_scheduler", OptimConfig().lr_scheduler)
+    idle = {
+        "lr_end": schedule.startswith("constant"),
+        "lr_power": schedule != "polynomial",
+        "lr_num_cycles": schedule != "cosine_with_restarts",
+        "lr_warmup_steps": schedule == "constant" and fields.get("lr_warmup_steps", 0) > 0,
+        "ema_decay": not fields.get("use_ema", False),
+    }
+    for key, does_nothing in idle.items():
+        if key in fields and does_nothing:
+            wanting = "without use_ema" if key == "ema_decay" else f"with lr_scheduler {schedule}"
+            reading.notice((key,), key, f"{key} does nothing {wanting}.")
     return OptimConfig(**{**fields, "max_train_steps": steps, "num_train_epochs": epochs or 1})
 
 

@@ -19,6 +19,7 @@ from studio.core.simpletuner_values import (
     choice,
     crop,
     device,
+    flow_shift,
     frame_count,
     integer,
     location,
@@ -79,18 +80,16 @@ flash-attn-3-varlen-hub flash-attn-4-hub sageattention metal-flash-attention
 _SILENT_CONFIG_KEYS = """
 allow_dataset_oversubscription ramtorch_target_modules
 aspect_bucket_rounding base_model_default_dtype cache_dir checkpoint_epoch_interval
-checkpointing_rolling_steps disable_benchmark ema_decay ema_device eval_loss_disable eval_steps_interval
-evaluation_type flow_custom_timesteps flow_sigmoid_scale flow_use_beta_schedule flow_use_uniform_schedule
-gradient_checkpointing_backend gradient_checkpointing_interval gradient_checkpointing_offload_attention
-gradient_checkpointing_segment_stride group_offload_blocks_per_group group_offload_text_encoder
-group_offload_to_disk_path group_offload_vae hub_model_id keep_vae_loaded
-offload_during_startup push_checkpoints_to_hub quantize_via tracker_project_name tracker_run_name
-user_prompt_library vae_batch_size vae_cache_disable vae_cache_ondemand vae_dtype vae_enable_slicing
-validation_disable_unconditional validation_input validation_noise_scheduler validation_on_startup
-validation_preview validation_prompt validation_prompt_library validation_randomize validation_strength
-write_batch_size dataloader_prefetch delete_problematic_images disable_bucket_pruning
-image_processing_batch_size max_workers read_batch_size weight_dtype adam_beta1 adam_beta2
-adam_epsilon adam_weight_decay validation_guidance_rescale validation_torch_compile webhook_config
+checkpointing_rolling_steps disable_benchmark ema_device evaluation_type gradient_checkpointing_backend
+gradient_checkpointing_interval gradient_checkpointing_offload_attention gradient_checkpointing_segment_stride
+group_offload_blocks_per_group group_offload_text_encoder group_offload_to_disk_path group_offload_vae
+hub_model_id keep_vae_loaded offload_during_startup push_checkpoints_to_hub quantize_via
+tracker_project_name tracker_run_name user_prompt_library vae_batch_size vae_cache_disable vae_cache_ondemand
+vae_dtype vae_enable_slicing validation_disable_unconditional validation_input validation_noise_scheduler
+validation_on_startup validation_preview validation_prompt validation_prompt_library validation_randomize
+validation_strength write_batch_size dataloader_prefetch delete_problematic_images disable_bucket_pruning
+image_processing_batch_size max_workers read_batch_size weight_dtype validation_guidance_rescale
+validation_torch_compile webhook_config
 """
 _SILENT_DATASET_KEYS = """
 caption_shuffle crop_aspect_buckets max_upscale_threshold start_epoch end_epoch start_step
@@ -114,7 +113,9 @@ _base_precision = choice(
     says='"{written}" is taken as {taken}: the base model keeps the dtype of mixed_precision.',
 )
 _captions = choice({"textfile": "textfile", "filename": "filename", "instanceprompt": "instanceprompt"})
-_schedule = choice({name: name for name in ("constant", "constant_with_warmup", "linear", "cosine")})
+_SCHEDULES = "constant constant_with_warmup linear cosine cosine_with_restarts polynomial"
+_schedule = choice({name: name for name in _SCHEDULES.split()})
+_lora_start = choice({"default": "default", "gaussian": "gaussian"})
 _resolution_type = choice({name: name for name in ("pixel", "area", "pixel_area", "published")})
 _bucket_strategy = choice(
     {"resolution_frames": "resolution_frames", "aspect_ratio": "resolution_frames"},
@@ -150,11 +151,26 @@ _HONOURED: dict[str, Rule] = {
     "lora_rank": Honoured("lora.rank", integer(at_least=1)),
     "lora_alpha": Honoured("lora.alpha", number(above=0)),
     "lora_dropout": Honoured("lora.dropout", number(at_least=0, below=1)),
+    "lora_init_type": Honoured("lora.start", _lora_start),
+    "init_lora": Honoured("reader.init_lora", location),
     "learning_rate": Honoured("optim.learning_rate", number(above=0)),
     "max_train_steps": Honoured("optim.max_train_steps", integer()),
     "num_train_epochs": Honoured("optim.num_train_epochs", integer()),
     "lr_scheduler": Honoured("optim.lr_scheduler", _schedule),
     "lr_warmup_steps": Honoured("optim.lr_warmup_steps", integer()),
+    "lr_end": Honoured("optim.lr_end", number(at_least=0)),
+    "lr_power": Honoured("optim.lr_power", number(above=0)),
+    "lr_num_cycles": Honoured("optim.lr_num_cycles", integer(at_least=1)),
+    "gradient_accumulation_steps": Honoured("optim.gradient_accumulation_steps", integer(at_least=1)),
+    "adam_beta1": Honoured("optim.adam_beta1", number(at_least=0, below=1)),
+    "adam_beta2": Honoured("optim.adam_beta2", number(at_least=0, below=1)),
+    "adam_epsilon": Honoured("optim.adam_epsilon", number(above=0)),
+    "adam_weight_decay": Honoured("optim.weight_decay", number(at_least=0)),
+    "caption_dropout_probability": Honoured("optim.caption_dropout", number(at_least=0, below=1)),
+    "use_ema": Honoured("optim.use_ema", boolean),
+    "ema_decay": Honoured("optim.ema_decay", number(at_least=0, below=1)),
+    "flow_schedule_shift": Honoured("noise.shift", flow_shift),
+    "flow_sigmoid_scale": Honoured("noise.sigmoid_scale", number(above=0)),
     "max_grad_norm": Honoured("optim.max_grad_norm", number(above=0)),
     "checkpoint_step_interval": Honoured("optim.checkpoint_step_interval", integer(at_least=1)),
     "checkpoints_total_limit": Honoured("optim.checkpoints_total_limit", integer(at_least=1)),
@@ -163,6 +179,8 @@ _HONOURED: dict[str, Rule] = {
     "validation_using_datasets": Honoured("validation.using_datasets", boolean),
     "num_eval_images": Honoured("validation.num_pairs", integer(at_least=1)),
     "validation_step_interval": Honoured("validation.step_interval", integer(at_least=1)),
+    "eval_steps_interval": Honoured("validation.eval_step_interval", integer(at_least=1)),
+    "eval_loss_disable": Honoured("validation.eval_loss_disabled", boolean),
     "validation_resolution": Honoured("validation.resolution", validation_size),
     "validation_num_video_frames": Honoured("validation.num_frames", frame_count),
     "validation_num_inference_steps": Honoured("validation.num_inference_steps", integer(at_least=1)),
@@ -175,16 +193,12 @@ _HONOURED: dict[str, Rule] = {
 }
 
 _UNUSED: dict[str, Rule] = {
-    "gradient_accumulation_steps": Unused("every batch is an optimiser step", True, (1,)),
     "optimizer": Unused("AdamW is used", True, ("adamw", "adamw_bf16", "torch-adamw")),
-    "lr_end": Unused("a rate that falls ends at zero"),
-    "caption_dropout_probability": Unused("captions are never dropped", True, (0,)),
-    "use_ema": Unused("no moving average of the weights is kept", True, (False,)),
-    "init_lora": Unused("training starts from a fresh LoRA", True),
     "peft_lora_target_modules": Unused("the default layers get the LoRA", True),
-    "lora_init_type": Unused("peft's default start is used", True, ("default",)),
-    "flow_schedule_shift": Unused("the shift is the checkpoint's own (published: 12)", True, (12,)),
-    "flow_schedule_auto_shift": Unused("the shift is the checkpoint's own", True, (False,)),
+    "flow_schedule_auto_shift": Unused("the shift is the same for all sizes", True, (False,)),
+    "flow_use_uniform_schedule": Unused("noise levels are uniform unless flow_sigmoid_scale is set", True, (True,)),
+    "flow_use_beta_schedule": Unused("noise levels are uniform, or sigmoid with flow_sigmoid_scale", True, (False,)),
+    "flow_custom_timesteps": Unused("noise levels are drawn, not listed", True, ("",)),
     "resume_from_checkpoint": Unused("a run is continued on purpose, never by itself", False, ("",)),
     "group_offload_type": Unused(
         "layers are offloaded one by one, so that those of the LoRA stay on the device", False, ("leaf_level",)

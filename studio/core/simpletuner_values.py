@@ -147,6 +147,15 @@ def choice(options: Mapping[str, Any], *, says: str = "") -> Reader:
     return read
 
 
+def flow_shift(value: JsonValue) -> float | Normalised:
+    """The shift of the noise levels; 0 turns it off, which is a shift of 1.
+
+    Source: SimpleTuner's `flow_schedule_shift`.
+    """
+    shift = number(at_least=0)(value)
+    return shift or Normalised(1.0, (Note(message="flow_schedule_shift 0 is taken as 1: no shift."),))
+
+
 def frame_count(value: JsonValue) -> int | Normalised:
     """A legal number of frames, 5 or more; others are floored to 4k+1."""
     written = integer(at_least=5)(value)

@@ -210,21 +210,21 @@ def test_a_resumed_run_that_is_stopped_while_caching_keeps_its_step_and_its_lora
 
 def test_a_loss_that_is_not_finite_names_step_and_clips_and_changes_nothing(config, tiny_bundle, report, monkeypatch):
     config = replace(config, data=replace(config.data, train_batch_size=4))
-    real = learning.training_loss
+    real = learning.clip_losses
     states = []
 
     def poisoned(dit, *inputs, **options):
         states.append({n: p.detach().clone() for n, p in dit.named_parameters() if p.requires_grad})
-        loss = real(dit, *inputs, **options)
-        return loss * float("nan") if len(states) == 2 else loss
+        losses = real(dit, *inputs, **options)
+        return losses * torch.tensor([1, 1, float("nan"), 1]) if len(states) == 2 else losses
 
-    monkeypatch.setattr(learning, "training_loss", poisoned)
+    monkeypatch.setattr(learning, "clip_losses", poisoned)
     folder = RunFolder.create(config.output_dir, config)
     events = train(config, folder, tiny_bundle, report)
     while not isinstance(next(events), StepDone):
         pass
     after_first = {n: p.detach().clone() for n, p in tiny_bundle.dit.named_parameters() if p.requires_grad}
-    with pytest.raises(StudioError, match=r"step 2 .*shape_\d"):
+    with pytest.raises(StudioError, match=r"loss at step 2 is nan; clips: shape_\d\. The step was not taken"):
         next(events)
     assert all(torch.equal(states[1][n], after_first[n]) for n in after_first)
     assert adapter_names(tiny_bundle.dit) == ()

@@ -13,7 +13,8 @@ from studio.core.errors import CheckpointError, DatasetError, JobAlreadyRunning
 from studio.core.events import RunFailed, RunStopped, StepDone
 from studio.core.filelock import is_locked
 from studio.core.runlog import RunState
-from studio.core.train.job import LOCK_FILE, TrainJob, run_inline
+from studio.core.train.job import TrainJob, run_inline
+from studio.core.train.onerun import LOCK_FILE
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60

@@ -74,7 +74,7 @@ def adapter_names(dit: LongCatVideoTransformer3DModel) -> tuple[str, ...]:
 def lora_state(dit: LongCatVideoTransformer3DModel) -> dict[str, torch.Tensor]:
     """fp32 CPU copies of the `trainee` adapter, keys `<module>.lora_A.weight`."""
     state = get_peft_model_state_dict(dit, adapter_name=TRAINING)
-    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
+    return {name: tensor.detach().to("cpu", torch.float32, copy=True).contiguous() for name, tensor in state.items()}
 
 
 def restore_lora(dit: LongCatVideoTransformer3DModel, state: Mapping[str, torch.Tensor]) -> None:
@@ -209,6 +209,7 @@ def _peft_config(settings: LoraSettings, layers: str = LORA_TARGETS) -> LoraConf
         lora_alpha=cast(int, int(alpha) if alpha.is_integer() else alpha),
         lora_dropout=settings.dropout,
         target_modules=layers,
+        init_lora_weights=True if settings.start == "default" else settings.start,
     )
     config._register_custom_module({nn.Linear: LoraLinear})
     return config

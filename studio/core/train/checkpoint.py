@@ -2,17 +2,19 @@
 
     checkpoints/step-000100/
         lora.safetensors    fp32, keys `<module>.lora_A.weight`
+        ema.safetensors     the same of the moving average, with use_ema
         optim.safetensors   keys `<parameter>.<name>`, such as `0.exp_avg`
-        state.json          step, configuration, settings of the optimiser, sha256 of the two files
+        state.json          step, configuration, settings of the optimiser
+        manifest.json       sha256 of each file above; written last
 
 There is no random state to keep: every draw follows from the seed and the step.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,18 +23,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from studio.core.config import RunConfig
 from studio.core.config_json import run_config_to_json
 from studio.core.data.digest import file_hash
 from studio.core.errors import CheckpointError, MediaError
+from studio.core.train.disk import disk_full, is_full, require_room, sync_folder, write_synced
 
 logger = logging.getLogger(__name__)
 
 LORA = "lora.safetensors"
+EMA = "ema.safetensors"
 OPTIM = "optim.safetensors"
 STATE = "state.json"
+MANIFEST = "manifest.json"
+
+_UNFINISHED = (".step-*.part", ".step-*.old")
+"""Names while a checkpoint is written, and while one is deleted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +51,8 @@ class Checkpoint:
     path: Path
     step: int
     lora: Mapping[str, torch.Tensor]
+    ema: Mapping[str, torch.Tensor] | None
+    """The moving average of `lora`; None for a run without one."""
     optim: Mapping[str, Any]
     """What `Optimizer.load_state_dict` takes."""
     config: Mapping[str, Any]
@@ -53,44 +64,69 @@ def save_checkpoint(
     step: int,
     *,
     lora: Mapping[str, torch.Tensor],
+    ema: Mapping[str, torch.Tensor] | None,
     optimizer: torch.optim.Optimizer,
     config: RunConfig,
 ) -> Path:
     """Writes `folder`/step-000100, then deletes the oldest ones beyond `checkpoints_total_limit` (0: keeps all).
 
-    Written and synced under another name, then renamed: what has the final name is whole. Raises OSError.
+    Every file is written and synced under another folder name, the manifest last, then the folder is renamed: what
+    has the final name is whole. What was there before stays as it is when anything goes wrong.
+
+    Raises:
+        DiskFull: there is no room for it; says how much it needs.
+        OSError: the folder cannot be written for another reason.
     """
     final = folder / f"step-{step:06d}"
-    unfinished = folder / f".{final.name}.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
     optim = optimizer.state_dict()
-    save_file(dict(lora), unfinished / LORA)
-    save_file(_flatten(optim["state"]), unfinished / OPTIM)
-    state = {
-        "step": step,
-        "seed": config.seed,
-        "config": run_config_to_json(config),
-        "param_groups": optim["param_groups"],
-        "sha256": {name: file_hash(unfinished / name) for name in (LORA, OPTIM)},
-    }
-    (unfinished / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-    for path in (*unfinished.iterdir(), unfinished):
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    unfinished.rename(final)
-    _sync(folder)
+    files = {LORA: save(dict(lora)), OPTIM: save(_flatten(optim["state"]))}
+    if ema is not None:
+        files[EMA] = save(dict(ema))
+    files[STATE] = _json({"step": step, "config": run_config_to_json(config), "param_groups": optim["param_groups"]})
+    needed = sum(map(len, files.values()))
+    unfinished = folder / f".{final.name}.part"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        require_room(final.name, folder, needed)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for name, data in files.items():
+            write_synced(unfinished / name, data)
+        sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        write_synced(unfinished / MANIFEST, _json(sums))
+        sync_folder(unfinished)
+        _set_aside(final)
+        unfinished.rename(final)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if is_full(error):
+            raise disk_full(final.name, folder, needed) from error
+        raise
     _prune(folder, config.optim.checkpoints_total_limit)
     return final
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a `checkpoints` folder; damaged ones are passed over, with a warning."""
-    for path in reversed(_finished(folder)):
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The newest whole checkpoint of a `checkpoints` folder, and a sentence for each damaged one passed over."""
+    passed_over = []
+    for path in reversed(list_checkpoints(folder)):
         try:
-            return read_checkpoint(path)
+            return read_checkpoint(path), tuple(passed_over)
         except CheckpointError as error:
             logger.warning("checkpoint=%s passed over: %s", path.name, error.message)
+            passed_over.append(f"{error.message} It is passed over.")
+    return None, tuple(passed_over)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            verify_checkpoint(path)
+        except CheckpointError:
+            continue
+        return path
     return None
 
 
@@ -101,31 +137,74 @@ def read_checkpoint(path: Path) -> Checkpoint:
         CheckpointError: a file is missing, cut off or changed.
     """
     remedy = "Resume from an older checkpoint, or start the run again."
+    verify_checkpoint(path)
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        changed = [name for name, digest in state["sha256"].items() if file_hash(path / name) != digest]
-        if changed:
-            raise CheckpointError(f"{path.name}/{changed[0]} has changed since it was written.", remedy)
+        state = json.loads((path / STATE).read_bytes())
         return Checkpoint(
             path=path,
             step=state["step"],
             lora=load_file(path / LORA),
+            ema=load_file(path / EMA) if (path / EMA).exists() else None,
             optim={"state": _unflatten(load_file(path / OPTIM)), "param_groups": state["param_groups"]},
             config=state["config"],
         )
-    except (OSError, ValueError, KeyError, MediaError) as error:
-        raise CheckpointError(f"{path.name} is not whole: {error}", remedy) from error
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}.", remedy) from error
 
 
-def _finished(folder: Path) -> list[Path]:
-    """Oldest first; what else lies there, such as `step-3-copy`, is left alone."""
+def verify_checkpoint(path: Path) -> None:
+    """Raises CheckpointError, naming the first file that is missing or is not what was written."""
+    remedy = "Resume from an older checkpoint, or start the run again."
+    try:
+        manifest = path / MANIFEST
+        # Before there were manifests, state.json had the sums of the two others.
+        source = manifest if manifest.exists() else path / STATE
+        sums = json.loads(source.read_bytes())
+        sums = sums if source == manifest else sums["sha256"]
+        expected = {LORA, OPTIM} | ({STATE} if source == manifest else set()) | ({EMA} if EMA in sums else set())
+        if sums.keys() != expected or (EMA not in sums and (path / EMA).exists()):
+            raise CheckpointError(f"{path.name}/{source.name} has changed since it was written.", remedy)
+        for name, digest in sums.items():
+            if file_hash(path / name) != digest:
+                raise CheckpointError(f"{path.name}/{name} has changed since it was written.", remedy)
+    except MediaError as error:
+        raise CheckpointError(f"{path.name} is not whole: {error.message}", remedy) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path.name} is not whole: its list of files cannot be read.", remedy) from error
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, oldest first; what else lies there, such as `step-3-copy`, is left out."""
     numbered = [(path.name.removeprefix("step-"), path) for path in folder.glob("step-*")]
     return [path for _, path in sorted((int(step), path) for step, path in numbered if re.fullmatch("[0-9]+", step))]
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the half-written and half-deleted checkpoints that a killed process left behind."""
+    for pattern in _UNFINISHED:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> None:
+    """Deletes a checkpoint in such a way that no half of it keeps its name."""
+    if path.exists():
+        aside = path.with_name(f".{path.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def _prune(folder: Path, limit: int) -> None:
-    for path in _finished(folder)[:-limit] if limit > 0 else ():
-        shutil.rmtree(path)
+    for path in list_checkpoints(folder)[:-limit] if limit > 0 else ():
+        try:
+            _set_aside(path)
+        except OSError as error:
+            logger.warning("checkpoint=%s could not be deleted: %s", path.name, error)
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _flatten(state: Mapping[int, Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -142,14 +221,3 @@ def _unflatten(tensors: Mapping[str, torch.Tensor]) -> dict[int, dict[str, torch
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
     return state
-
-
-def _sync(path: Path) -> None:
-    """Brings a file or folder to the disk; folders cannot be synced on Windows."""
-    if path.is_dir() and os.name == "nt":
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

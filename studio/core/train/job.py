@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 
 from studio.core.config import RunConfig
 from studio.core.data.check import check_dataset
-from studio.core.errors import DatasetError, JobAlreadyRunning, StudioError
-from studio.core.events import RunFailed, TrainEvent
-from studio.core.filelock import FileLock
+from studio.core.errors import ConfigError, DatasetError, StudioError
+from studio.core.events import RunFailed, RunResumed, TrainEvent
 from studio.core.model.load import ModelBundle
+from studio.core.model.lora import read_lora_shape
 from studio.core.model.memory import memory_errors
 from studio.core.runlog import RunFolder
+from studio.core.train.checkpoint import remove_leftovers
+from studio.core.train.failure import failure_of
 from studio.core.train.loop import train
+from studio.core.train.onerun import TrainingLock
+from studio.core.train.requests import Request, ask, forget, withdraw
 from studio.core.types import DatasetReport
 
 logger = logging.getLogger(__name__)
-
-LOCK_FILE = ".train.lock"
-"""In the output folder: one run at a time writes there, whichever process it is in."""
 
 Loader = Callable[[], ModelBundle]
 _SHOWN_ERRORS = 3
@@ -53,13 +54,16 @@ class TrainJob:
         """Checks the dataset, makes the run folder and starts the thread.
 
         Raises:
+            AdapterError: the LoRA to begin with cannot be read.
             DatasetError: the dataset has errors; says how many, and the first.
-            JobAlreadyRunning: a run is being trained in this output folder, here or in another process.
+            JobAlreadyRunning: a run is being trained in this output folder or on this GPU, here or in another
+                process; says which.
         """
-        lock = _lock_output(self._config)
+        lock = TrainingLock(self._config)
         try:
             report = _checked(self._config, self._report)
-            folder = self._resume or RunFolder.create(self._config.output_dir, self._config)
+            self._config, folder = _open_run(self._config, self._resume)
+            lock.tell(folder)
         except BaseException:
             lock.release()
             raise
@@ -73,6 +77,23 @@ class TrainJob:
         """Asks the run to stop after this step; returns at once."""
         self._stop.set()
 
+    def pause(self) -> None:
+        """Asks the run to wait after this step, with the device free."""
+        self._ask(Request.PAUSE)
+
+    def go_on(self) -> None:
+        """Ends the pause."""
+        if self.folder is not None:
+            withdraw(self.folder, Request.PAUSE)
+
+    def save_now(self) -> None:
+        """Asks for a checkpoint after this step."""
+        self._ask(Request.SAVE)
+
+    def sample_now(self) -> None:
+        """Asks for the validation samples after this step."""
+        self._ask(Request.SAMPLE)
+
     def join(self, timeout: float | None = None) -> None:
         """Waits for the end, at most `timeout` seconds."""
         if self._thread is not None:
@@ -83,7 +104,11 @@ class TrainJob:
         """True while the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def _run(self, folder: RunFolder, report: DatasetReport, lock: FileLock) -> None:
+    def _ask(self, request: Request) -> None:
+        if self.folder is not None:
+            ask(self.folder, request)
+
+    def _run(self, folder: RunFolder, report: DatasetReport, lock: TrainingLock) -> None:
         try:
             _drive(
                 self._config, folder, self._load, report,
@@ -108,12 +133,13 @@ def run_inline(
     run may be given its own configuration, `resume.config()`.
 
     Raises:
-        DatasetError, JobAlreadyRunning: as `TrainJob.start`.
+        AdapterError, DatasetError, JobAlreadyRunning: as `TrainJob.start`.
     """
-    lock = _lock_output(config)
+    lock = TrainingLock(config)
     try:
         checked = _checked(config, report)
-        folder = resume or RunFolder.create(config.output_dir, config)
+        config, folder = _open_run(config, resume)
+        lock.tell(folder)
         _drive(config, folder, load, checked, should_stop=should_stop, on_event=on_event, resume=resume is not None)
     finally:
         lock.release()
@@ -134,6 +160,9 @@ def _drive(
     step = 0
     with folder.locked():
         try:
+            if resume:
+                folder.append(RunResumed())
+            remove_leftovers(folder.path / "checkpoints")
             with (
                 memory_errors("The device ran out of memory.", lambda: _LESS_MEMORY),
                 closing(train(config, folder, load(), report, should_stop=should_stop, resume=resume)) as events,
@@ -143,23 +172,38 @@ def _drive(
                     folder.append(event)
                     on_event(event)
         except Exception as error:  # noqa: BLE001 the one boundary: a thread has nobody to raise to
-            failed = _failure(error, step)
+            failed = failure_of(error, step, folder)
             if isinstance(error, StudioError):
                 logger.warning("run=%s failed after step=%d: %s", folder.name, step, error.message)
             else:
                 logger.exception("run=%s failed after step=%d", folder.name, step)
-            folder.append(failed)
+            _tell_failure(folder, failed)
             on_event(failed)
 
 
-def _lock_output(config: RunConfig) -> FileLock:
-    config.output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(config.output_dir / LOCK_FILE)
-    if not lock.acquire():
-        raise JobAlreadyRunning(
-            f"A run is being trained in {config.output_dir.name} already.", "Wait until it ends, or stop it."
-        )
-    return lock
+def _tell_failure(folder: RunFolder, failed: RunFailed) -> None:
+    """Writes the last event; on a disk that is full to the last byte the run is told to be interrupted."""
+    try:
+        folder.append(failed)
+    except OSError as error:
+        logger.warning("run=%s cannot be told to have failed: %s", folder.name, error)
+
+
+def _open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, RunFolder]:
+    """The folder of a new run, or that of `resume`; a LoRA to begin with gives rank and alpha. Raises AdapterError."""
+    if config.lora.init_from is not None:
+        begun = read_lora_shape(config.lora.init_from) if resume is None else resume.config().lora
+        config = replace(config, lora=replace(config.lora, rank=begun.rank, alpha=begun.alpha))
+    if resume is None:
+        try:
+            return config, RunFolder.create(config.output_dir, config)
+        except OSError as error:
+            raise ConfigError(
+                f"No run can be made in {config.output_dir}: {error.strerror}.",
+                "Choose another output_dir, or free some space.",
+            ) from error
+    forget(resume)
+    return config, resume
 
 
 def _checked(config: RunConfig, report: DatasetReport | None) -> DatasetReport:
@@ -171,14 +215,3 @@ def _checked(config: RunConfig, report: DatasetReport | None) -> DatasetReport:
         count = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
         raise DatasetError(f"The dataset has {count}. {first}{more}", "Check the dataset, and mend what it lists.")
     return report
-
-
-def _failure(error: Exception, step: int) -> RunFailed:
-    if isinstance(error, StudioError):
-        return RunFailed(step=step, message=error.message, remedy=error.remedy)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        message, remedy = "The disk is full.", "Free some space, then resume the run."
-    else:
-        message = f"Something unexpected went wrong after step {step} ({type(error).__name__})."
-        remedy = "The log has the details. What was saved before is kept; the run can be resumed."
-    return RunFailed(step=step, message=message, remedy=remedy)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from studio.core.config import RunConfig
@@ -19,21 +20,21 @@ from studio.core.data.cache import fingerprint
 from studio.core.data.dataset import TrainingItem
 from studio.core.data.encode import Encoders, PairEncoder
 from studio.core.data.seeds import seeded
-from studio.core.errors import ConfigError, JobAlreadyRunning, StudioError
+from studio.core.errors import AdapterError, ConfigError, JobAlreadyRunning, StudioError
 from studio.core.events import StepDone
 from studio.core.model.load import ModelBundle
-from studio.core.model.lora import TRAINING, adapter_names, add_lora, lora_state, remove_lora, restore_lora
+from studio.core.model.lora import TRAINING, adapter_names, add_lora, lora_state, read_lora, remove_lora, restore_lora
 from studio.core.model.memory import NOTHING_HELPS, VAE_BYTES, free_bytes, memory_errors, swap_for
 from studio.core.model.vae import encode_video, frames_to_video
 from studio.core.train.checkpoint import Checkpoint, save_checkpoint
-from studio.core.train.step import Batch, collate, training_loss
-
-WEIGHT_DECAY = 0.01
-"""torch's default for AdamW; SimpleTuner's too."""
+from studio.core.train.schedule import is_constant, learning_rate
+from studio.core.train.step import Batch, clip_losses, collate, draw_noise
+from studio.core.types import Pair
 
 _MAY_CHANGE = (
     "output_dir", "validation", "model.device", "model.gradient_checkpointing", "model.keep_attention",
     "model.blocks_to_swap", "model.block_swap_device", "model.group_offload", "model.vae_tiling", "optim.checkpoint",
+    "lora.init_from",
 )  # fmt: skip
 """Parts of a configuration that may differ when a run is resumed: they change no loss."""
 _LENGTH = ("optim.max_train_steps", "optim.num_train_epochs")
@@ -54,20 +55,20 @@ class Learner:
         self._bundle = bundle
         self._encoder = encoder
         self._num_steps = num_steps
-        # Only its formula is used, so that the rate depends on the step alone and a resumed run needs no more state.
-        self._schedule = get_scheduler(
-            config.optim.lr_scheduler,
-            torch.optim.SGD([torch.zeros(1)], lr=1.0),
-            num_warmup_steps=config.optim.lr_warmup_steps,
-            num_training_steps=num_steps + 1,
-        ).lr_lambdas[0]
+        self._rate = learning_rate(config.optim, num_steps)
         self.peak_bytes: int | None = None
         """The most memory that a step took; None on a CPU."""
         self.parameters = attach(config, bundle)
+        optim = config.optim
         try:
             self._optimizer = torch.optim.AdamW(
-                self.parameters, lr=config.optim.learning_rate, weight_decay=WEIGHT_DECAY
+                self.parameters,
+                lr=optim.learning_rate,
+                betas=(optim.adam_beta1, optim.adam_beta2),
+                eps=optim.adam_epsilon,
+                weight_decay=optim.weight_decay,
             )
+            self._average = EMAModel(self.parameters, decay=optim.ema_decay) if optim.use_ema else None
         except BaseException:
             self.close()
             raise
@@ -76,8 +77,21 @@ class Learner:
         """Takes the adapter off."""
         detach(self._bundle)
 
-    def learn(self, step: int, items: tuple[TrainingItem, ...]) -> StepDone:
-        """Takes one optimiser step on `items`.
+    def load(self, step: int, batches: Sequence[Sequence[TrainingItem]]) -> list[Batch]:
+        """The tensors of a step's batches; `bundle.lock` is not held, for what is missing in the cache is encoded.
+
+        Raises:
+            MediaError: a file cannot be read any more.
+        """
+        position, loaded = 0, []
+        for items in batches:
+            captions = [self._caption(item, step, position + index) for index, item in enumerate(items)]
+            loaded.append(load_batch(self._bundle, self._encoder, [item.pair for item in items], captions))
+            position += len(items)
+        return loaded
+
+    def learn(self, step: int, batches: Sequence[Sequence[TrainingItem]], loaded: Sequence[Batch]) -> StepDone:
+        """Takes one optimiser step on all batches, `loaded` from them; every clip counts the same.
 
         Raises:
             StudioError: the loss or the gradient is not finite; nothing was changed.
@@ -87,42 +101,67 @@ class Learner:
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self._bundle.device)
         seed, dit = self._config.seed, self._bundle.dit
-        batch = self._batch(items)
-        rate = self._config.optim.learning_rate * self._schedule(step)
+        rate = self._rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        generators = [seeded(seed, "noise", step, index) for index in range(len(items))]
+        pairs = [item.pair for items in batches for item in items]
+        losses: list[torch.Tensor] = []
         dit.train()
         try:
             with torch.random.fork_rng(devices=[self._bundle.device] if is_cuda else []):
                 torch.manual_seed(seeded(seed, "dropout", step).initial_seed())
-                loss = training_loss(dit, batch, shift=self._bundle.scheduler.config["shift"], generators=generators)
-                loss.backward()
+                for batch in loaded:
+                    generators = [seeded(seed, "noise", step, len(losses) + i) for i in range(len(batch.latents))]
+                    of_clips = clip_losses(dit, batch, *self._noise(batch, generators))
+                    (of_clips.sum() / len(pairs)).backward()
+                    losses.extend(of_clips.detach())
         finally:
             dit.eval()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm or math.inf)
-        loss_value, norm_value = loss.item(), grad_norm.item()
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+        values, norm = torch.stack(losses).tolist(), grad_norm.item()
+        if not (math.isfinite(norm) and all(map(math.isfinite, values))):
             self._optimizer.zero_grad()
-            raise _diverged(step, items, loss_value)
+            raise _diverged(step, pairs, values)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        if is_cuda:
-            self.peak_bytes = max(self.peak_bytes or 0, torch.cuda.max_memory_allocated(self._bundle.device))
+        if self._average is not None:
+            self._average.step(self.parameters)
+        peak = torch.cuda.max_memory_allocated(self._bundle.device) if is_cuda else None
+        if peak is not None:
+            self.peak_bytes = max(self.peak_bytes or 0, peak)
         return StepDone(
             step=step,
             num_steps=self._num_steps,
-            loss=loss_value,
+            loss=sum(values) / len(values),
             learning_rate=rate,
-            grad_norm=norm_value,
+            grad_norm=norm,
             seconds=time.perf_counter() - started,
+            clips=tuple(f"{pair.dataset_id}/{pair.name}" for pair in pairs),
+            clip_losses=tuple(values),
+            peak_bytes=peak,
         )
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the adapter has the weights that the run will leave: the moving average, where there is one."""
+        if self._average is None:
+            yield
+            return
+        self._average.store(self.parameters)
+        self._average.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self._average.restore(self.parameters)
+
     def save(self, folder: Path, step: int) -> Path:
-        """Writes a checkpoint below `folder`. Raises OSError."""
-        return save_checkpoint(
-            folder, step, lora=lora_state(self._bundle.dit), optimizer=self._optimizer, config=self._config
-        )
+        """Writes a checkpoint below `folder`. Raises DiskFull, OSError."""
+        average = None
+        if self._average is not None:
+            with self.averaged():
+                average = lora_state(self._bundle.dit)
+        lora = lora_state(self._bundle.dit)
+        return save_checkpoint(folder, step, lora=lora, ema=average, optimizer=self._optimizer, config=self._config)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes back to a checkpoint.
@@ -130,26 +169,64 @@ class Learner:
         Raises:
             ConfigError: it was written under other settings, which are named.
         """
-        is_constant = self._config.optim.lr_scheduler.startswith("constant")
-        may_change = _MAY_CHANGE + (_LENGTH if is_constant else ())
+        may_change = _MAY_CHANGE + (_LENGTH if is_constant(self._config.optim) else ())
         changed = _changed(_whole(checkpoint.config), run_config_to_json(self._config), may_change)
         if changed:
             raise ConfigError(
                 f"{checkpoint.path.name} was trained with other settings: {'; '.join(changed[:3])}.",
                 "Set them back to resume, or start a new run.",
             )
+        if self._average is not None:
+            restore_lora(self._bundle.dit, checkpoint.ema or checkpoint.lora)
+            self._begin_average(checkpoint.step)
         restore_lora(self._bundle.dit, checkpoint.lora)
         self._optimizer.load_state_dict(dict(checkpoint.optim))
 
-    def _batch(self, items: tuple[TrainingItem, ...]) -> Batch:
-        encoded = [self._encoder.pair(item.pair) for item in items]
-        return collate(
-            [pair.latents for pair in encoded],
-            [pair.start_latent for pair in encoded],
-            [self._encoder.text(item.caption) for item in items],
-            text_length=self._bundle.prompt_encoder.max_length,
-            device=self._bundle.device,
-        )
+    def begin_from(self, file: Path) -> None:
+        """Begins with the weights of a LoRA file; layers that it does not have begin fresh.
+
+        Raises:
+            AdapterError: it is no LoRA of this model, or of layers or a rank that are not trained here.
+        """
+        dit = self._bundle.dit
+        own, (given, _) = lora_state(dit), read_lora(dit, file)
+        strange = [name for name, t in given.items() if name not in own or own[name].shape != t.shape]
+        if strange:
+            raise AdapterError(
+                f"Training cannot begin from {file.name}: {strange[0]} is not trained here, or has another rank"
+                + (f", and {len(strange) - 1} more." if len(strange) > 1 else "."),
+                "Choose a LoRA of the attention projections, or delete init_lora.",
+            )
+        restore_lora(dit, own | given)
+        self._begin_average(0)
+
+    def _begin_average(self, step: int) -> None:
+        """The average stands where the weights stand now, after so many steps."""
+        if self._average is not None:
+            self._average = EMAModel(self.parameters, decay=self._config.optim.ema_decay)
+            self._average.optimization_step = step
+
+    def _noise(self, batch: Batch, generators: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = self._config.noise
+        shift = self._bundle.scheduler.config["shift"] if noise.shift is None else noise.shift
+        return draw_noise(batch, shift=shift, generators=generators, sigmoid_scale=noise.sigmoid_scale)
+
+    def _caption(self, item: TrainingItem, step: int, position: int) -> str:
+        """The caption of a clip, or at times none: the embedding of the empty caption."""
+        draw = torch.rand((), generator=seeded(self._config.seed, "caption dropout", step, position)).item()
+        return "" if draw < self._config.optim.caption_dropout else item.caption
+
+
+def load_batch(bundle: ModelBundle, encoder: PairEncoder, pairs: Sequence[Pair], captions: Sequence[str]) -> Batch:
+    """One batch of pairs of one bucket on the model's device; what no cache holds is encoded, under `bundle.lock`."""
+    encoded = [encoder.pair(pair) for pair in pairs]
+    return collate(
+        [pair.latents for pair in encoded],
+        [pair.start_latent for pair in encoded],
+        [encoder.text(caption) for caption in captions],
+        text_length=bundle.prompt_encoder.max_length,
+        device=bundle.device,
+    )
 
 
 def _whole(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -219,11 +296,13 @@ def room_for_encoding(bundle: ModelBundle, num_pixels: int) -> str:
     return swap_for(bundle.dit, max(missing, free // 4)) or NOTHING_HELPS
 
 
-def _diverged(step: int, items: tuple[TrainingItem, ...], loss: float) -> StudioError:
-    names = ", ".join(dict.fromkeys(item.pair.name for item in items))
+def _diverged(step: int, pairs: Sequence[Pair], losses: Sequence[float]) -> StudioError:
+    """Names the clips whose loss is not finite, or all of them when it is the gradient alone."""
+    bad = {pair.name: loss for pair, loss in zip(pairs, losses, strict=True) if not math.isfinite(loss)}
+    what = f"loss at step {step} is {next(iter(bad.values())):g}" if bad else f"gradient at step {step} is not finite"
+    names = ", ".join(bad or dict.fromkeys(pair.name for pair in pairs))
     return StudioError(
-        f"The loss at step {step} is {loss:g} or its gradient is not finite; clips: {names}.",
-        "Lower the learning rate, or look at these clips; what was saved before is kept.",
+        f"The {what}; clips: {names}. The step was not taken.", "Lower the learning rate, or look at these clips."
     )
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from statistics import median
 
 from studio.core.config import RunConfig
 from studio.core.config_json import with_absolute_paths
-from studio.core.data.dataset import BatchSampler, training_pairs, validation_pairs
+from studio.core.data.dataset import BatchSampler, TrainingItem, training_pairs, validation_pairs
 from studio.core.data.encode import PairEncoder
 from studio.core.errors import DatasetError
 from studio.core.events import (
     CacheProgress,
-    CheckpointSaved,
     FitPredicted,
     FitProgress,
     RunFinished,
@@ -28,11 +27,13 @@ from studio.core.model.attention import AttentionUsed
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import memory_errors
 from studio.core.runlog import RunFolder
-from studio.core.train.checkpoint import latest_checkpoint
+from studio.core.train.attempt import Attempt
+from studio.core.train.checkpoint import newest_checkpoint
 from studio.core.train.fit import Fit, largest_first, measure_fit, remedy_for_step
+from studio.core.train.heldout import HeldOut, held_out_pairs
 from studio.core.train.learner import Learner, make_encoders
 from studio.core.train.outcome import save_outcome
-from studio.core.train.validate import render_samples
+from studio.core.train.requests import Request, is_asked
 from studio.core.types import Bucket, DatasetReport, Pair
 
 logger = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ def train(
     log of the run, that is up to whoever listens.
 
     `bundle.lock` is held for each step, sample and encoding, never between two events, so that someone else may
-    sample in between. In the end, or when the generator is closed, the bundle is as it was. `resume` goes on from
-    the folder's newest whole checkpoint, or from the start when there is none.
+    sample in between. Requests in the folder are obeyed between two steps. In the end, or when the generator is
+    closed, the bundle is as it was. `resume` goes on from the folder's newest whole checkpoint, or from the start when
+    there is none.
 
     Raises:
         DatasetError: no pair is ready.
@@ -65,9 +67,16 @@ def train(
     pairs = training_pairs(report, config)
     if not pairs:
         raise DatasetError("No clip is ready to train on.", "Check the dataset, and mend what it lists.")
+
+    def stopping() -> bool:
+        return should_stop() or is_asked(folder, Request.STOP)
+
     sampler = BatchSampler(pairs, config.data, config.seed)
     num_steps = count_steps(config, sampler)
     used = attention_of_run(bundle, pairs)
+    checkpoint, passed_over = newest_checkpoint(folder.path / "checkpoints") if resume else (None, ())
+    step = checkpoint.step if checkpoint else 0
+    samples, held_out = validation_pairs(report, config), held_out_pairs(report, config)
     yield RunStarted(
         num_steps=num_steps,
         num_pairs=len(pairs),
@@ -77,16 +86,18 @@ def train(
         attention_reason=used.reason,
         attention_sparsity=used.sparsity,
         attention_block=used.block,
-        notices=bundle.notices,
+        notices=(*bundle.notices, *passed_over, *_notices(config)),
+        from_step=step,
+        num_held_out=len(held_out),
     )
-    checkpoint = latest_checkpoint(folder.path / "checkpoints") if resume else None
-    step = checkpoint.step if checkpoint else 0
     encoder = PairEncoder(config.data, make_encoders(bundle), config.output_dir / "cache")
-    for done, total in encoder.fill(pairs):
+    for done, total in encoder.fill(tuple(dict.fromkeys((*pairs, *held_out)))):
         yield CacheProgress(done=done, total=total)
-        if should_stop():
+        if stopping():
             yield RunStopped(step=step, lora="")
             return
+    if config.optim.caption_dropout:
+        encoder.text("")
 
     largest, clips = largest_first(sampler.batches)[0]
 
@@ -109,34 +120,45 @@ def train(
                     yield _fit_event(fit)
                 else:
                     yield told
-                if should_stop():
+                if stopping():
                     yield RunStopped(step=step, lora="")
                     return
-        if checkpoint:
-            with bundle.lock, memory("before the first step"):
+        with bundle.lock, memory("before the first step"):
+            if checkpoint:
                 learner.restore(checkpoint)
-        samples = validation_pairs(report, config)
-        saved = sampled = step
-        while step < num_steps and not should_stop():
+            elif config.lora.init_from:
+                learner.begin_from(config.lora.init_from)
+        attempt = Attempt(
+            config=config, folder=folder, bundle=bundle, learner=learner,
+            samples=samples, on_demand=tuple(pair for pair in pairs if pair.start_frame)[:1],
+            held_out=HeldOut(held_out, config, bundle, encoder),
+            memory=lambda: memory("while the held-out loss was measured", batch_size=1),
+            should_stop=stopping, step=step, saved=step,
+        )  # fmt: skip
+        if step == 0:
+            yield from attempt.measure()
+        while step < num_steps:
+            yield from attempt.obey()
+            if stopping():
+                break
             step += 1
-            items = sampler.batch_for_step(step)
-            with bundle.lock, memory(f"in step {step}", items[0].pair.bucket or largest, len(items)):
-                done = learner.learn(step, items)
+            batches = batches_for_step(sampler, step, config.optim.gradient_accumulation_steps)
+            loaded = learner.load(step, batches)
+            first = batches[0][0].pair.bucket or largest
+            with bundle.lock, memory(f"in step {step}", first, len(batches[0])):
+                done = learner.learn(step, batches, loaded)
+            attempt.step = step
             seconds.append(done.seconds)
             yield done
-            if _is_due(step, config.optim.checkpoint_step_interval):
-                yield _save_checkpoint(learner, folder, bundle, saved := step)
-            if _is_due(step, config.validation.step_interval):
-                yield from render_samples(samples, sampled := step, config, folder, bundle, should_stop)
-        if saved != step:
-            yield _save_checkpoint(learner, folder, bundle, step)
+            yield from attempt.after_step()
+        yield from attempt.save()
         if step < num_steps:
-            lora = save_outcome(config, folder, bundle, step)
+            lora = save_outcome(config, folder, bundle, learner, step)
             yield RunStopped(step=step, lora=lora, peak_bytes=learner.peak_bytes, seconds_per_step=_median(seconds))
             return
-        lora = save_outcome(config, folder, bundle, step)
-        if sampled != step:
-            yield from render_samples(samples, step, config, folder, bundle, should_stop)
+        lora = save_outcome(config, folder, bundle, learner, step)
+        yield from attempt.measure()
+        yield from attempt.sample(samples)
         yield RunFinished(
             step=step,
             seconds=time.perf_counter() - started,
@@ -151,7 +173,29 @@ def train(
 
 def count_steps(config: RunConfig, sampler: BatchSampler) -> int:
     """`max_train_steps`, or as many as the epochs have."""
-    return config.optim.max_train_steps or config.optim.num_train_epochs * sampler.steps_per_epoch
+    optim = config.optim
+    batches = optim.num_train_epochs * sampler.steps_per_epoch
+    return optim.max_train_steps or -(-batches // optim.gradient_accumulation_steps)
+
+
+def batches_for_step(sampler: BatchSampler, step: int, num_batches: int) -> tuple[tuple[TrainingItem, ...], ...]:
+    """The batches of an optimiser step, which counts from 1: the next `num_batches` of the sampler."""
+    return tuple(sampler.batch_for_step(number + 1) for number in range((step - 1) * num_batches, step * num_batches))
+
+
+def _notices(config: RunConfig) -> Iterator[str]:
+    """What the settings amount to, where it is not plain to see."""
+    optim, size = config.optim, config.data.train_batch_size
+    if optim.gradient_accumulation_steps > 1:
+        number = optim.gradient_accumulation_steps
+        yield f"A step learns from {number} batches of up to {size}: an effective batch of {number * size} clips."
+    if optim.use_ema:
+        yield f"Samples, held-out loss and LoRA are the moving average of the weights (decay {optim.ema_decay:g})."
+    if config.lora.init_from:
+        yield (
+            f"Training begins from {config.lora.init_from.name}: rank {config.lora.rank}, "
+            f"alpha {config.lora.resolved_alpha:g}."
+        )
 
 
 def attention_of_run(bundle: ModelBundle, pairs: Sequence[Pair]) -> AttentionUsed:
@@ -167,17 +211,6 @@ def attention_of_run(bundle: ModelBundle, pairs: Sequence[Pair]) -> AttentionUse
         for kind, of_kind in sorted(kinds.items())
     ]
     return replace(kinds["sparse"], kind="mixed", reason="; ".join(parts))
-
-
-def _is_due(step: int, interval: int) -> bool:
-    """True every `interval` steps; an interval of 0 means only at the end."""
-    return interval > 0 and step % interval == 0
-
-
-def _save_checkpoint(learner: Learner, folder: RunFolder, bundle: ModelBundle, step: int) -> CheckpointSaved:
-    with bundle.lock:
-        path = learner.save(folder.path / "checkpoints", step)
-    return CheckpointSaved(step=step, path=path.relative_to(folder.path).as_posix())
 
 
 def is_measured(bundle: ModelBundle) -> bool:

@@ -14,17 +14,18 @@ from studio.core.config_json import run_config_to_json
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import save_lora
 from studio.core.runlog import RunFolder
+from studio.core.train.learner import Learner
 
 PACKAGES = ("longcat-studio", "torch", "diffusers", "peft", "transformers")
 
 
-def save_outcome(config: RunConfig, folder: RunFolder, bundle: ModelBundle, step: int) -> str:
+def save_outcome(config: RunConfig, folder: RunFolder, bundle: ModelBundle, learner: Learner, step: int) -> str:
     """Writes the LoRA as it stands into `lora/` for diffusers and for peft; returns its path in the run folder.
 
     Each file is written under another name and renamed. Raises OSError.
     """
     final, unfinished = folder.path / "lora", folder.path / ".lora.part"
-    with bundle.lock:
+    with bundle.lock, learner.averaged():
         file = save_lora(bundle.dit, unfinished, config.lora, describe_run(config, folder, bundle, step))
     final.mkdir(exist_ok=True)
     for written in sorted(unfinished.iterdir()):

@@ -35,29 +35,46 @@ class Batch:
 def training_loss(
     dit: Callable[..., torch.Tensor], batch: Batch, *, shift: float, generators: Sequence[torch.Generator]
 ) -> torch.Tensor:
-    """Mean squared error, a scalar in fp32, of the velocity that `dit` predicts for the frames after the start frame.
+    """The mean of `clip_losses` at levels and noise that `draw_noise` draws, a scalar in fp32."""
+    return clip_losses(dit, batch, *draw_noise(batch, shift=shift, generators=generators)).mean()
+
+
+def draw_noise(
+    batch: Batch, *, shift: float, generators: Sequence[torch.Generator], sigmoid_scale: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise levels, fp32 [B], and noise like the clips, from one CPU generator for each clip.
+
+    Levels are uniform, or with `sigmoid_scale` the sigmoid of a normal draw times it, and then moved by `shift`.
+    """
+    device, shape = batch.latents.device, batch.latents[0].shape
+    if sigmoid_scale is None:
+        sigma = torch.stack([torch.rand((), generator=g) for g in generators])
+    else:
+        sigma = torch.stack([torch.randn((), generator=g) for g in generators]).mul(sigmoid_scale).sigmoid()
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    return shift_sigma(sigma.to(device), shift), noise.to(device)
+
+
+def clip_losses(
+    dit: Callable[..., torch.Tensor], batch: Batch, sigma: torch.Tensor, noise: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error of each clip, fp32 [B], of the velocity that `dit` predicts for the frames after the start
+    frame, at noise levels `sigma` [B] with `noise` [B, C, T, H, W].
 
     The start frame stands clean in front, at timestep 0, in place of the clip's own first latent; it is shown to the
-    model and is no part of the loss. Each sample has its noise level, uniform and then moved by `shift`, and its
-    noise from its own CPU generator.
+    model and is no part of the loss.
 
     Source: LongCat-Video technical report, section on image-to-video: condition frames at t = 0, out of the loss.
     """
-    device = batch.latents.device
-    shape = batch.latents[0].shape
-    sigma = torch.stack([torch.rand((), generator=g) for g in generators]).to(device)
-    noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-    sigma = shift_sigma(sigma, shift)
-
     noisy = add_noise(batch.latents, noise, sigma.view(-1, 1, 1, 1, 1))
     shown = torch.cat((batch.start_latent, noisy[:, :, NUM_START_LATENTS:]), dim=2)
-    timestep = (TIMESTEPS * sigma)[:, None].repeat(1, shape[1])
+    timestep = (TIMESTEPS * sigma)[:, None].repeat(1, batch.latents.shape[2])
     timestep[:, :NUM_START_LATENTS] = 0
 
     velocity = dit(shown, timestep, batch.text, batch.text_mask, num_cond_latents=NUM_START_LATENTS)
     target = velocity_target(batch.latents, noise)
     error = velocity[:, :, NUM_START_LATENTS:].float() - target[:, :, NUM_START_LATENTS:]
-    return error.square().mean()
+    return error.square().flatten(1).mean(1)
 
 
 def collate(

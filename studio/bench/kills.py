@@ -1,0 +1,255 @@
+"""A run that is killed again and again beside one that is not: they must end equal, bit for bit.
+
+The process that trains is a fork of one that has imported everything and done nothing else, so that a start takes a
+second and not ten; it runs `python -m studio train` from there on, and is ended by SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import torch
+
+from studio.core.data.digest import file_hash
+from studio.core.data.shapes import EFFECT, draw_clips, random_scenes, to_uint8
+from studio.core.events import StepDone
+from studio.core.runlog import RunFolder, RunState, list_runs
+from studio.view.terminal import write
+
+STEPS_A_LIFE = 2
+"""At most so many steps are taken before the next kill, and so many a kill the run is long."""
+
+LOG = "log.txt"
+"""In a project: what its processes print."""
+
+_SECONDS = 120
+"""Without progress for so long, a process hangs."""
+
+_SERVE = "from studio.bench.kills import serve_forks; serve_forks()"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KillReport:
+    """What became of the run that was killed."""
+
+    num_kills: int
+    num_replayed: int
+    """Steps that were done again."""
+    num_half_written: int
+    """Kills that left an unfinished checkpoint behind."""
+    are_losses_equal: bool
+    is_lora_equal: bool
+    is_optimiser_equal: bool
+    is_average_equal: bool
+    seconds: float
+
+
+def compare_kills(num_kills: int, folder: Path, *, seed: int = 0) -> KillReport:
+    """Trains twice in the new `folder`, killing one of the two; accumulation, EMA and both dropouts are on.
+
+    Raises RuntimeError when a start fails or hangs.
+    """
+    started = time.monotonic()
+    draw = random.Random(seed)
+    calm, killed = (_write_project(folder, name, STEPS_A_LIFE * num_kills) for name in ("calm", "killed"))
+    kills = half_written = 0
+    with fork_server() as server:
+        if server.train(calm).wait() != 0:
+            raise RuntimeError("The run that nobody kills did not finish.")
+        while kills < num_kills:
+            life = server.train(killed)
+            before = _step(killed)
+            is_saving = draw.random() < 0.5
+            _await_progress(killed, life, before + draw.randint(1, STEPS_A_LIFE), is_saving=is_saving)
+            if not is_saving:
+                time.sleep(draw.uniform(0, 0.2))
+            life.kill()
+            kills += 1
+            half_written += any(_run(killed).path.glob("checkpoints/.step-*.part"))
+        if server.train(killed).wait() != 0:
+            raise RuntimeError("The run that was killed did not finish.")
+    first, second = _run(calm), _run(killed)
+    steps = [event.step for _, event in second.events() if isinstance(event, StepDone)]
+    replayed = len(steps) - len(set(steps))
+    files = ("lora.safetensors", "optim.safetensors", "ema.safetensors")
+    last = f"checkpoints/step-{STEPS_A_LIFE * num_kills:06d}"
+    same = [file_hash(first.path / last / name) == file_hash(second.path / last / name) for name in files]
+    return KillReport(
+        num_kills=kills,
+        num_replayed=replayed,
+        num_half_written=half_written,
+        are_losses_equal=first.snapshot().losses == second.snapshot().losses,
+        is_lora_equal=same[0],
+        is_optimiser_equal=same[1],
+        is_average_equal=same[2],
+        seconds=time.monotonic() - started,
+    )
+
+
+def bench_kills(num_kills: int = 200) -> None:
+    """Prints what became of a run that was killed so many times."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = compare_kills(num_kills, Path(folder))
+    write(f"\n{report.num_kills} kills in {report.seconds:.0f} s: {report.num_replayed} steps done again,")
+    write(f"{report.num_half_written} half-written checkpoints left behind. Equal bit for bit to the calm run:")
+    write(
+        f"losses {report.are_losses_equal}, LoRA {report.is_lora_equal}, "
+        f"optimiser {report.is_optimiser_equal}, moving average {report.is_average_equal}"
+    )
+
+
+class Life:
+    """One process that trains."""
+
+    def __init__(self, server: subprocess.Popen[str], pid: int) -> None:
+        self._server = server
+        self._pid = pid
+        self._status: int | None = None
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL. Raises RuntimeError when it had ended by itself."""
+        os.kill(self._pid, signal.SIGKILL)
+        if self.wait() != -signal.SIGKILL:
+            raise RuntimeError(f"The process ended by itself, with {self._status}.")
+
+    def wait(self) -> int:
+        """Its exit code, once it has ended; minus the number of a signal that ended it."""
+        if self._status is None:
+            assert self._server.stdout is not None
+            self._status = int(self._server.stdout.readline())
+        return self._status
+
+
+class ForkServer:
+    """A process that forks one that trains, whenever it is told to."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def train(self, config: Path) -> Life:
+        """`python -m studio train --config config`, with `--resume` when a run was begun before."""
+        resume = ["--resume"] if list_runs(config.parent / "runs") else []
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(["train", "--config", str(config), *resume]) + "\n")
+        self._process.stdin.flush()
+        return Life(self._process, int(self._process.stdout.readline()))
+
+
+@contextmanager
+def fork_server() -> Iterator[ForkServer]:
+    """A server for as long as the block runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        yield ForkServer(process)
+    finally:
+        process.communicate()
+
+
+def serve_forks() -> None:
+    """Forks a process for each line of arguments on the input; prints its number, and its exit code once it ended."""
+    from studio.cli import main
+    from studio.core.config import ModelConfig
+    from studio.core.data.check import check_project
+    from studio.core.model.load import load_bundle
+    from studio.core.train.job import run_inline
+
+    # Whatever they import late is imported now; each fork loads a model of its own.
+    load_bundle(ModelConfig(source="tiny", device="cpu"))
+    del check_project, run_inline
+    for line in sys.stdin:
+        arguments = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            log = os.open(Path(arguments[2]).with_name(LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            os._exit(main(arguments))
+        print(pid, flush=True)  # noqa: T201 the answer
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201 the answer
+
+
+def _await_progress(config: Path, life: Life, step: int, *, is_saving: bool) -> None:
+    """Returns once `step` is done and, with `is_saving`, the next checkpoint is being written."""
+    deadline = time.monotonic() + _SECONDS
+    while not list_runs(config.parent / "runs") or _step(config) < step:
+        _check(deadline, config)
+        time.sleep(0.005)
+    while is_saving and not any(_run(config).path.glob("checkpoints/.step-*.part")):
+        _check(deadline, config)
+
+
+def _check(deadline: float, config: Path) -> None:
+    if time.monotonic() > deadline or (list_runs(config.parent / "runs") and _has_ended(_run(config))):
+        raise RuntimeError("The run ended or hangs before it could be killed.")
+
+
+def _has_ended(run: RunFolder) -> bool:
+    return run.state() in (RunState.FINISHED, RunState.FAILED)
+
+
+def _run(config: Path) -> RunFolder:
+    return list_runs(config.parent / "runs")[0]
+
+
+def _step(config: Path) -> int:
+    """Steps that were done by anyone yet."""
+    runs = list_runs(config.parent / "runs")
+    steps = [event.step for _, event in runs[0].events() if isinstance(event, StepDone)] if runs else []
+    return len(steps)
+
+
+def _write_project(folder: Path, name: str, num_steps: int) -> Path:
+    """A project of four small clips; returns its config.json. Two projects of a folder share clips and latents."""
+    if not (folder / "clips").exists():
+        _draw_clips(folder)
+    project = folder / name
+    project.mkdir()
+    config: dict[str, Any] = {
+        "model_family": "longcat_video", "pretrained_model_name_or_path": "tiny", "model_type": "lora",
+        "train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": False,
+        "lora_rank": 8, "lora_dropout": 0.1, "use_ema": True, "ema_decay": 0.9, "caption_dropout_probability": 0.3,
+        "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 2,
+        "max_train_steps": num_steps, "num_train_epochs": 0,
+        "checkpointing_steps": 2, "checkpoints_total_limit": 3, "validation_using_datasets": False,
+        "output_dir": "runs", "data_backend_config": "multidatabackend.json",
+    }  # fmt: skip
+    datasets = [
+        {
+            "id": "clips", "type": "local", "dataset_type": "video", "is_i2v": True,
+            "instance_data_dir": str(folder / "clips"), "caption_strategy": "textfile",
+            "resolution": 64, "resolution_type": "pixel", "video": {"num_frames": 5},
+            "cache_dir_vae": str(folder / "cache"),
+        }
+    ]  # fmt: skip
+    (project / "config.json").write_text(json.dumps(config))
+    (project / "multidatabackend.json").write_text(json.dumps(datasets))
+    return project / "config.json"
+
+
+def _draw_clips(folder: Path) -> None:
+    """Four clips of 5 frames of 64x64 with start frames and captions beside them."""
+    clips = folder / "clips"
+    clips.mkdir(parents=True)
+    scenes = random_scenes(4, height=64, width=64, generator=torch.Generator().manual_seed(0), motions=(EFFECT,))
+    for index, (frames, caption) in enumerate(zip(to_uint8(draw_clips(scenes, 5)), scenes.captions(), strict=True)):
+        clip = clips / f"shape_{index}.mp4"
+        iio.imwrite(clip, frames, fps=15, codec="libx264", macro_block_size=2)
+        iio.imwrite(clip.with_suffix(".png"), frames[0])
+        clip.with_suffix(".txt").write_text(caption)
