@@ -93,11 +93,11 @@ class ContentReader:
         before, after = thumbs[place - 1], thumbs[place:]
         if any(np.abs(thumb - before).mean() < _MAX_RETURN * steps[index] for thumb in after):
             return
+        if _likeness(before, thumbs[place]) > _MAX_LIKENESS:
+            return
         residues = _residues(before, thumbs[place])
         contrast = float(np.abs(thumbs[place] - thumbs[place].mean()).mean())
         if np.median(residues) < _MIN_RESIDUE or residues.mean() < _MIN_SHARE * contrast:
-            return
-        if _likeness(before, thumbs[place]) > _MAX_LIKENESS:
             return
         others = [_residues(thumbs[i - 1], thumbs[i]).mean() for i in range(1, len(thumbs)) if i != place]
         if residues.mean() >= _MIN_JUMP * max(others, default=0.0):

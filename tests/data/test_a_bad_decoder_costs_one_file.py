@@ -1,0 +1,66 @@
+"""A decoder that hangs or crashes takes one file with it; a check that is stopped keeps what it found."""
+
+import os
+
+import pytest
+
+from studio.core.data import probe_worker
+from studio.core.data.check import Probes, check_project
+from studio.core.data.probe_cache import ProbeCache
+from studio.core.data.probe_worker import ProbeWorker
+from studio.core.errors import CheckStopped, MediaError
+
+BAD_DECORD = """
+import os, signal, time
+from pathlib import Path
+__version__ = "0"
+class DECORDError(Exception): pass
+def VideoReader(path):
+    if Path(path).stem == "hangs": time.sleep(600)
+    if Path(path).stem == "crashes": os.kill(os.getpid(), signal.SIGSEGV)
+    raise RuntimeError("reads nothing")
+"""
+
+
+def test_a_file_that_never_answers_is_given_up_and_the_next_one_is_read(tmp_path, draw_clip, monkeypatch):
+    monkeypatch.setattr(probe_worker, "DEADLINE_SECONDS", 1.5)
+    os.mkfifo(tmp_path / "pipe.mp4")
+    worker = ProbeWorker()
+    with pytest.raises(MediaError, match=r"pipe\.mp4: decoding it took longer than 2 s"):
+        worker.clip(tmp_path / "pipe.mp4")
+    monkeypatch.setattr(probe_worker, "DEADLINE_SECONDS", 60)
+    assert worker.clip(draw_clip(tmp_path / "a.mp4")).num_frames == 9
+    worker.close()
+
+
+def test_a_decoder_that_hangs_or_crashes_is_named_and_the_others_are_ready(tmp_path, add_pair, monkeypatch):
+    for name in ("good", "hangs", "crashes", "last"):
+        add_pair(name)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "decord.py").write_text(BAD_DECORD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bad"))
+    monkeypatch.setattr(probe_worker, "DEADLINE_SECONDS", 4)
+    probes = Probes(disk=ProbeCache(tmp_path / "cache"))
+    pairs = {pair.name: pair for pair in check_project(tmp_path, probes=probes)[1].pairs}
+    assert {name for name, pair in pairs.items() if pair.is_ready} == {"good", "last"}
+    assert "crashes.mp4 makes its decoder crash" in pairs["crashes"].issues[0].message
+    assert "hangs.mp4: decoding it took longer" in pairs["hangs"].issues[0].message
+    monkeypatch.delenv("PYTHONPATH")
+    again = check_project(tmp_path, probes=Probes(disk=ProbeCache(tmp_path / "cache")))[1]
+    assert all(pair.is_ready for pair in again.pairs), "what the content did not bring about is not kept"
+
+
+def test_a_stopped_check_says_how_far_it_came_and_the_next_one_goes_on(tmp_path, add_pair):
+    for name in "abcdef":
+        add_pair(name)
+    seen = []
+    with pytest.raises(CheckStopped, match=r"after \d of 6 clips"):
+        check_project(
+            tmp_path,
+            progress=lambda done, total: seen.append(done),
+            probes=Probes(disk=ProbeCache(tmp_path / "cache")),
+            should_stop=lambda: bool(seen),
+        )
+    kept = len(list((tmp_path / "cache").rglob("*.json")))
+    assert kept
+    assert check_project(tmp_path, probes=Probes(disk=ProbeCache(tmp_path / "cache")))[1].is_ok
