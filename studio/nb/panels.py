@@ -14,15 +14,17 @@ import numpy as np
 from studio.core.config import ModelConfig, RunConfig
 from studio.core.data.check import check_project
 from studio.core.data.decode import read_image
+from studio.core.data.mend import offered_mends
 from studio.core.errors import StudioError
 from studio.core.events import DenoiseStep, SampleDone
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.lora import LoraFile
 from studio.core.runlog import RunFolder, RunSnapshot
 from studio.core.sample.sampler import SampleRequest, sample
-from studio.core.simpletuner import read_project
+from studio.core.simpletuner import Project, read_project
 from studio.core.train.job import TrainJob
 from studio.core.types import DatasetReport
+from studio.view.clip_facts import clip_facts
 from studio.view.plots import draw_buckets, draw_loss, figure_png
 from studio.view.progress import attention_line, fit_line, progress_line
 from studio.view.sheets import dataset_sheet
@@ -30,6 +32,8 @@ from studio.view.verdicts import ICONS, by_gravity, summary_parts
 from studio.view.words import Language, Words, words
 
 POLL_SECONDS = 1.0
+MAX_FIGURES = 100
+"""Clips whose figures a check panel holds."""
 
 
 def check_panel(path: Path | str, *, language: Language = "en", max_pairs: int = 12) -> widgets.VBox:
@@ -41,7 +45,11 @@ def check_panel(path: Path | str, *, language: Language = "en", max_pairs: int =
         return widgets.VBox([_failure(error)])
     counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
     parts = [_summary(report, w), _picture(figure_png(dataset_sheet(report, w, max_pairs=max_pairs)))]
-    parts.append(widgets.HTML(_issues(report, w)))
+    parts += [
+        widgets.HTML(_issues(report, w)),
+        widgets.HTML(_figures(report, w)),
+        widgets.HTML(_mends(project, report, w)),
+    ]
     if counts:
         batch_size = project.run.data.train_batch_size
         parts.append(_picture(figure_png(draw_buckets(counts, w, batch_size=batch_size))))
@@ -147,6 +155,34 @@ def _issues(report: DatasetReport, w: Words) -> str:
         for issue in by_gravity(report.all_issues)
     )
     return f"<ul>{rows}</ul>" if rows else f"<p>{escape(w('dataset.no_issue'))}</p>"
+
+
+def _figures(report: DatasetReport, w: Words) -> str:
+    """The figures of every clip, folded away."""
+    return "".join(
+        f"<details><summary>{escape(pair.name)}</summary><table>"
+        + "".join(
+            f"<tr><td>{escape(fact.name)}</td><td>{escape(f'{fact.value} {fact.reason}'.strip())}</td></tr>"
+            for fact in clip_facts(pair, w)
+        )
+        + "</table></details>"
+        for pair in report.pairs[:MAX_FIGURES]
+    )
+
+
+def _mends(project: Project, report: DatasetReport, w: Words) -> str:
+    """The mends that would change something, each with the code that chooses it."""
+    offer = offered_mends(project, report)
+    rows = "".join(
+        f"<li>{escape(w(f'mend.kind_{kind}'))} ({len(pairs)}): <code>MendKind.{kind.name}</code></li>"
+        for kind, pairs in offer.items()
+    )
+    if not rows:
+        return ""
+    code = (
+        "plan = plan_mends(project, report, MendChoice(kinds=frozenset({MendKind....})))\nwrite_mends(plan, Path(...))"
+    )
+    return f"<h4>{escape(w('mend.kinds'))}</h4><ul>{rows}</ul><pre>{escape(code)}</pre>"
 
 
 def _failure(error: StudioError) -> widgets.HTML:

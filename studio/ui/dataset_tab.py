@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from studio.core.data.bucket import MODEL_FPS
-from studio.core.errors import MendStopped, StudioError
+from studio.core.errors import CheckStopped, MendStopped, StudioError
 from studio.core.types import Issue, Severity
 from studio.ui import dataset_markup, detail_markup, markup, selection
 from studio.ui.clip_pictures import pictures_of, preview
@@ -19,7 +19,7 @@ from studio.ui.follow import Step, follow
 from studio.ui.mend_panel import build_mend_panel, mend_label, mended
 from studio.ui.report_files import write_reports
 from studio.ui.settings import BROKEN_DEMO, DEMO
-from studio.ui.workshop import CheckStopped, Opened, Workshop
+from studio.ui.workshop import Opened, Workshop
 from studio.view.words import Words
 
 PAGE_SIZE = 20

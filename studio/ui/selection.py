@@ -15,7 +15,9 @@ def clips_shown(report: DatasetReport, show: str) -> list[tuple[int, Pair]]:
 
 
 def issues_shown(report: DatasetReport, show: str) -> tuple[Issue, ...]:
-    """Issues of no clip that belong to what is asked for: those of one problem."""
+    """Issues of no clip that belong to what is asked for: those of one problem, or why there are no clips at all."""
+    if not report.pairs:
+        return report.errors
     return tuple(issue for issue in report.issues if show == PROBLEM + issue.code.value)
 
 

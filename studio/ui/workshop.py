@@ -26,10 +26,6 @@ from studio.ui.settings import AppSettings
 from studio.view.sheets import Thumbnails
 
 
-class CheckStopped(Exception):
-    """The visitor stopped the check."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Opened:
     """A dataset that someone opened, as it was when it was checked."""
@@ -103,14 +99,7 @@ class Workshop:
     ) -> Opened:
         """Checks the dataset at a path and remembers it. Raises ConfigError, or CheckStopped."""
         place = Path(path.strip()).expanduser()
-
-        def tell(done: int, total: int) -> None:
-            if should_stop():
-                raise CheckStopped
-            if progress:
-                progress(done, total)
-
-        project, report = check_project(place, progress=tell, probes=self.probes)
+        project, report = check_project(place, progress=progress, probes=self.probes, should_stop=should_stop)
         has_config = place.is_file() or (place / CONFIG_NAME).is_file()
         model = project.run.model if has_config else self.settings.model
         offer = offered_mends(project, report)

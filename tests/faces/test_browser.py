@@ -106,6 +106,52 @@ def test_a_faulty_dataset_says_what_to_mend_and_runs_nothing_of_it(visit):
     assert page.is_disabled("#to-train")
 
 
+def open_folder(page, folder):
+    page.fill("#dataset-path input, #dataset-path textarea", str(folder))
+    page.get_by_role("button", name="Open", exact=True).click()
+
+
+def test_a_clip_is_shown_as_it_is_trained_with_its_figures_by_keys_alone(visit):
+    page = visit()
+    page.click("#use-demo")
+    page.focus(".clip >> nth=0")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#detail .facts")
+    assert page.get_attribute(".clip >> nth=1", "aria-pressed") == "true"
+    assert "shape_1" in page.inner_text("#detail-head")
+    assert "3 x 4 x 4 = 48" in page.inner_text("#detail .facts")
+    assert page.get_attribute("#start-frame-shown img", "src").startswith("data:image/jpeg")
+    page.wait_for_function("document.querySelector('#clip-player video')?.duration > 0")
+    assert page.evaluate("document.querySelector('#clip-player video').videoWidth") == 64
+
+
+def test_an_empty_folder_is_said_to_be_empty(visit, tmp_path):
+    page = visit()
+    open_folder(page, tmp_path)
+    page.wait_for_selector("#clips .issues:has-text('holds no clips')")
+    assert page.locator(".clip").count() == 0
+    assert page.is_disabled("#to-train")
+
+
+def test_a_thousand_clips_are_paged_and_filtered(visit, project, tmp_path):
+    names = ("shape_0.mp4", "shape_0.txt")
+    for number in range(1000):
+        for name in names[: 1 if number % 100 == 0 else 2]:
+            copy = tmp_path / name.replace("shape_0", f"clip_{number:04d}")
+            copy.hardlink_to(project / "clips" / name)
+    page = visit()
+    open_folder(page, tmp_path)
+    page.wait_for_selector("#where:has-text('1-20 of 1000')", timeout=PATIENCE)
+    assert page.locator(".clip").count() == 20
+    page.click("#later")
+    page.wait_for_selector("#where:has-text('21-40 of 1000')")
+    page.click("#filters .filter:has-text('No caption')")
+    page.wait_for_selector(".clip:has-text('clip_0900')")
+    assert page.locator(".clip").count() == 10
+    assert page.is_hidden("#later")
+
+
 def test_a_dataset_is_mended_from_the_preview_to_a_new_folder(visit, faulty_project):
     page = visit()
     page.click("#use-broken")
