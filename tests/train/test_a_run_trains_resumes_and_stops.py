@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from studio.core.errors import ConfigError, DatasetError, JobAlreadyRunning, StudioError
 from studio.core.events import CheckpointSaved, RunFinished, RunStopped, SampleSaved, StepDone
 from studio.core.model.attention import AttentionChoice
-from studio.core.model.lora import TRAINING, adapter_names, add_lora, remove_lora
+from studio.core.model.lora import TRAINING, LoraFile, adapter_names, add_lora, remove_lora
 from studio.core.runlog import RunFolder, RunState
 from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.train import learner as learning
@@ -130,7 +130,7 @@ def test_a_sample_between_two_steps_changes_no_loss(config, tiny_bundle, report,
     expected, lora = go(lambda: None)
     request = SampleRequest(
         prompt="", start_frame=np.zeros((64, 64, 3), np.uint8), height=64, width=64, num_frames=5,
-        num_inference_steps=1, lora=lora,
+        num_inference_steps=1, loras=(LoraFile(path=lora),),
     )  # fmt: skip
     found, _ = go(lambda: list(sample(request, tiny_bundle, tmp_path / "between.mp4")))
     assert found == expected
