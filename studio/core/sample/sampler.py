@@ -9,7 +9,7 @@ import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from studio.core.model.published_loras import DISTILLED_LORA, REFINEMENT_LORA, p
 from studio.core.model.text import TextCondition
 from studio.core.model.vae import decode_latents, encode_video, frames_to_video, video_to_frames
 from studio.core.sample.denoise import Denoised, denoise
+from studio.core.sample.figures import video_figures
 from studio.core.sample.preview import LatentColors, latent_colors
 from studio.core.sample.refine import enlarge, known_latents, plan_padding, start_latents
 from studio.core.sample.request import (
@@ -438,8 +439,11 @@ def _write(
     """The mp4 with the settings inside, and the event that says so. Raises MediaError."""
     yield SamplePhase(name="write", segment=request.num_segments, num_segments=request.num_segments)
     make_folder(out.parent)
-    frames = rendered.frames
-    write_video(out, frames, rendered.fps, describe(request, bundle, rendered, seconds))
+    frames, start = rendered.frames, request.start_frame
+    figures = video_figures(frames, None if start is None else resize_frames(start, *frames.shape[1:3]))
+    notes = describe(request, bundle, rendered, seconds)
+    notes["figures"] = {name: value if value is None else round(value, 3) for name, value in asdict(figures).items()}
+    write_video(out, frames, rendered.fps, notes)
     used = rendered.attention
     yield SampleDone(
         path=out,
@@ -449,6 +453,11 @@ def _write(
         attention_sparsity=used.sparsity,
         attention_block=used.block,
         is_batched=rendered.is_batched,
+        start_psnr=figures.start_psnr,
+        motion=figures.motion,
+        is_frozen=figures.is_frozen,
+        flicker=figures.flicker,
+        color_drift=figures.color_drift,
     )
 
 

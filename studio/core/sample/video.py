@@ -53,3 +53,17 @@ def read_settings(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def read_video(path: Path) -> tuple[np.ndarray, float]:
+    """(frames uint8 [T, H, W, 3] as a player shows them, frames per second) of an mp4. Raises MediaError."""
+    try:
+        with av.open(str(path), format="mov") as container:
+            stream = container.streams.video[0]
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            rate = stream.average_rate
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise MediaError(f"The video {path.name} cannot be read: {error}.", "Render it again.") from error
+    if not frames:
+        raise MediaError(f"The video {path.name} has no frames.", "Render it again.")
+    return np.stack(frames), float(rate or 0)
