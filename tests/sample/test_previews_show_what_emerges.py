@@ -30,8 +30,6 @@ def test_a_preview_is_near_the_decoded_video_made_small(tiny_bundle, shapes):
         seen, decoded = colors.paint(latents[0]), small(decode_latents(tiny_bundle.vae, latents))
         assert seen.shape == decoded.shape == (5, 8, 8, 3)
         assert psnr(seen, decoded) > 22
-        best = fit_latent_colors(tiny_bundle.vae, frames_to_video(frames)).paint(latents[0])
-        assert psnr(seen, decoded) > psnr(best, decoded) - 7, "not far from the best map for this very video"
 
 
 def test_the_map_is_the_least_squares_one(tiny_bundle, shapes):
