@@ -21,6 +21,7 @@ from studio.core.data.container import (
     upright,
 )
 from studio.core.data.content import ContentReader
+from studio.core.data.fragments import Fragments, read_fragments
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.types import Clip, StartFrame
 
@@ -118,9 +119,9 @@ def _count_frames(path: Path, container: InputContainer, stream: VideoStream) ->
                 if isinstance(frame, VideoFrame):
                     count.add(frame)
     except DECODER_ERRORS as error:
-        declared = f" of {stream.frames}" if stream.frames else ""
+        of_all = _of_all(stream, read_fragments(path))
         raise DamagedClipError(
-            f"{path.name} is damaged or cut off: readable up to frame {count.frames}{declared}.", _COPY_AGAIN
+            f"{path.name} is damaged or cut off: readable up to frame {count.frames}{of_all}.", _COPY_AGAIN
         ) from error
     return count
 
@@ -131,6 +132,10 @@ def _refuse_damage(path: Path, stream: VideoStream, count: _Count) -> None:
         raise DamagedClipError(
             f"{path.name} is damaged: {count.corrupt} of {count.frames} frames are corrupt.", _COPY_AGAIN
         )
+    fragments = read_fragments(path)
+    if fragments and (fragments.is_cut or _ends_early(path, stream, fragments, count)):
+        of_all = _of_all(stream, fragments)
+        raise DamagedClipError(f"{path.name} is cut off: readable up to frame {count.frames}{of_all}.", _COPY_AGAIN)
     expected = count.packets - count.discarded
     if count.packets < stream.frames and _count_packets(path) < stream.frames:
         expected = stream.frames
@@ -140,6 +145,18 @@ def _refuse_damage(path: Path, stream: VideoStream, count: _Count) -> None:
         raise DamagedClipError(
             f"{path.name} is cut off: readable up to frame {count.frames} of {expected}.", _COPY_AGAIN
         )
+
+
+def _of_all(stream: VideoStream, fragments: Fragments | None) -> str:
+    """How many frames the file says that it holds, in words; empty where it does not say."""
+    stated = round(fragments.stated_seconds * float(stream.average_rate or 0)) if fragments else stream.frames
+    return f" of {stated}" if stated else ""
+
+
+def _ends_early(path: Path, stream: VideoStream, fragments: Fragments, count: _Count) -> bool:
+    """Pictures alone last as long as the file says; beside sound they may be the shorter."""
+    lasts = count.last_time - count.first_time + 1 / _frame_rate(path, stream, count)
+    return len(stream.container.streams) == 1 and fragments.stated_seconds - lasts > _MISSING_SECONDS
 
 
 def _count_packets(path: Path) -> int:

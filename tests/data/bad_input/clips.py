@@ -231,6 +231,11 @@ def _remuxed() -> Iterable[Case]:
         "dash_segments": "dash",
     }.items():
         yield case(name, clip=_ffmpeg("-i", "long.mp4", "-c", "copy", "-movflags", flags))
+    whole = _ffmpeg("-i", "long.mp4", "-c:v", "libx264", "-g", "6", "-movflags", "frag_keyframe+empty_moov")
+    start = whole.index(b"moof", len(whole) // 2) - 4
+    end = start + struct.unpack(">I", whole[start : start + 4])[0]
+    for name, place in {"half": len(whole) // 2, "in_a_head": start + 20, "after_a_head": end}.items():
+        yield _bad(f"fragmented_cut_{name}", whole[:place], "readable up to frame", DAMAGED)
     yield case("long_after_an_offset", clip=_ffmpeg("-itsoffset", "3", "-i", "long.mp4", "-c", "copy"))
     yield case("matroska_in_mp4_name", clip=_ffmpeg("-i", "long.mp4", "-c", "copy", kind="mkv"))
 
