@@ -1,4 +1,4 @@
-"""The command line: check, train, fit, sample, demo, bench, ui. Each is one core call and the printing around it."""
+"""The command line: check, mend, train, fit, sample, demo, bench, ui. Each is one core call, and printing around it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
 from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
+
+if TYPE_CHECKING:
+    from studio.core.simpletuner import Project
+    from studio.core.types import DatasetReport
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
@@ -56,11 +61,29 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="check a dataset; exit code 1 when something must be mended")
     check.add_argument("path", type=Path, help="a folder, a multidatabackend.json or a config.json")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
-    check.add_argument(
-        "--extract-start-frames", type=Path, metavar="DIR",
-        help="write the first frame of each clip that has no start frame into this folder, overwriting nothing",
-    )  # fmt: skip
+    check.add_argument("--html", type=Path, metavar="FILE", help="write the report as one HTML page, a new file")
     check.set_defaults(run=_check)
+
+    mend = commands.add_parser("mend", help="write a mended copy of a dataset; without a mend, list what is offered")
+    mend.add_argument("path", type=Path, help="a folder, a multidatabackend.json or a config.json")
+    mend.add_argument("--start-frames", action="store_true", help="the first frame of clips that have no start frame")
+    mend.add_argument(
+        "--replace-start-frames", action="store_true",
+        help="the first frame of clips whose start frame is blank, of another shape or another picture",
+    )  # fmt: skip
+    mend.add_argument("--split-scenes", action="store_true", help="a clip for each scene")
+    mend.add_argument(
+        "--frame-rate", type=float, nargs="?", const=True, metavar="FPS",
+        help="one constant frame rate (default: 15, the model's)",
+    )  # fmt: skip
+    mend.add_argument("--trim", action="store_true", help="only the frames that are trained, 4k+1 of them")
+    mend.add_argument("--crop", action="store_true", help="the size that is trained; what hangs over is cut off")
+    mend.add_argument("--pad", action="store_true", help="the size that is trained; black bars keep all")
+    mend.add_argument("--captions", metavar="TEMPLATE", help='captions where there are none, such as "{name}"')
+    mend.add_argument("--config-only", action="store_true", help="only the configuration of a plain folder")
+    mend.add_argument("--into", type=Path, metavar="DIR", help="the new folder")
+    mend.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
+    mend.set_defaults(run=_mend)
 
     train = commands.add_parser("train", help="train a LoRA")
     train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
@@ -93,8 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory")
     sample.set_defaults(run=_sample)
 
-    bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device")
-    bench.add_argument("parts", nargs="*", metavar="PART", help="speed, memory or fit; all when none is named")
+    bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device, or a check")
+    bench.add_argument("parts", nargs="*", metavar="PART", help="speed, memory and fit (all three when none is named), or check")
     bench.set_defaults(run=_bench)
 
     ui = commands.add_parser("ui", help="open the app in the browser (default)")
@@ -113,21 +136,94 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from studio.core.data.check import Probes, check_project
-    from studio.core.data.decode import extract_start_frames
     from studio.core.data.report import report_to_json
+    from studio.view.words import words
 
-    probes = Probes()
-    _, report = check_project(options.path, probes=probes)
-    if options.extract_start_frames:
-        written = extract_start_frames(report, options.extract_start_frames)
-        print(f"{len(written)} start frames written to {options.extract_start_frames}", file=sys.stderr)
-        _, report = check_project(options.path, probes=probes)
+    if options.html and options.html.exists():
+        raise _exists(options.html)
+    project, report = _checked(options.path)
+    if options.html:
+        from studio.view.report_page import report_html
+
+        _write_page(options.html, report_html(options.path, report, project, words("en")))
     if options.json:
         print(json.dumps(report_to_json(report), indent=2))
-    else:
+    elif not options.html:
         print_report(report)
     return 0 if report.is_ok else USER_ERROR
+
+
+def _checked(path: Path) -> tuple[Project, DatasetReport]:
+    """The project at a path and its check, which people see go on and Ctrl-C stops."""
+    from studio.core.data.check import check_project
+    from studio.view.terminal import CountBar
+
+    bar = CountBar("checking", "clip", only_for_people=True)
+    try:
+        return check_project(path, progress=bar.show, should_stop=_interrupted("Stopping the check"))
+    finally:
+        bar.close()
+
+
+def _write_page(path: Path, page: str) -> None:
+    """Writes a new file. Raises StudioError."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(page)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError as error:
+        raise StudioError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
+
+
+def _exists(path: Path) -> StudioError:
+    return StudioError(f"{path} exists already.", "Give another name; nothing is overwritten.")
+
+
+def _mend(options: argparse.Namespace) -> int:
+    from studio.core.data.bucket import MODEL_FPS
+    from studio.core.data.mend import MendChoice, MendKind, offered_mends, plan_mends, write_mends
+    from studio.view.terminal import CountBar, print_offer, print_plan
+
+    given = {
+        MendKind.START_FRAMES: options.start_frames,
+        MendKind.REPLACE_START_FRAMES: options.replace_start_frames,
+        MendKind.SPLIT_SCENES: options.split_scenes,
+        MendKind.FRAME_RATE: options.frame_rate is not None,
+        MendKind.TRIM: options.trim,
+        MendKind.CROP: options.crop,
+        MendKind.PAD: options.pad,
+        MendKind.CAPTIONS: options.captions is not None,
+        MendKind.CONFIG: options.config_only,
+    }
+    choice = MendChoice(
+        kinds=frozenset(kind for kind, is_given in given.items() if is_given),
+        caption_template=options.captions or "",
+        frame_rate=options.frame_rate if isinstance(options.frame_rate, float) else MODEL_FPS,
+    )
+    if options.config_only and len(choice.kinds) > 1:
+        raise StudioError("--config-only goes alone.", "Leave it out: every mended dataset gets its configuration.")
+    if choice.kinds and options.into is None and not options.dry_run:
+        raise StudioError("There is no --into.", "Name the new folder, or give --dry-run.")
+    project, report = _checked(options.path)
+    if not choice.kinds:
+        print_offer(offered_mends(project, report))
+        return 0
+    plan = plan_mends(project, report, choice)
+    if options.dry_run or options.into is None:
+        print_plan(plan)
+        return 0
+    bar = CountBar("mending", "clip", only_for_people=True)
+    try:
+        folder = write_mends(
+            plan, options.into, progress=bar.show, should_stop=_interrupted("Stopping; nothing is kept")
+        )
+    finally:
+        bar.close()
+    for pair, reason in plan.left_out:
+        print(f"{pair.name} is left out: {reason}", file=sys.stderr)
+    print(f"The mended dataset is in {folder}")
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -157,7 +253,7 @@ def _fit(options: argparse.Namespace) -> int:
     from studio.core.data.check import check_project
     from studio.core.model.load import load_bundle
     from studio.core.train.fit import fit_of
-    from studio.view.terminal import FitBar, print_fit
+    from studio.view.terminal import CountBar, print_fit
 
     _quiet_libraries()
     project, report = check_project(options.project)
@@ -167,7 +263,7 @@ def _fit(options: argparse.Namespace) -> int:
     bundle = load_bundle(project.run.model)
     for notice in bundle.notices:
         print(notice, file=sys.stderr)
-    bar = FitBar()
+    bar = CountBar("measuring", "size")
     fit = fit_of(project.run, bundle, report, on_progress=bar.show)
     bar.close()
     print_fit(fit)
@@ -218,13 +314,13 @@ def with_options(remedy: str) -> str:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from studio.bench import PARTS, run_bench
+    from studio.bench import FULL_SIZE, PARTS, run_bench
     from studio.core.errors import ConfigError
 
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         raise ConfigError(f"The benchmark has no part {unknown[0]}.", f"Name some of {', '.join(PARTS)}, or none.")
-    run_bench(options.parts or PARTS)
+    run_bench(options.parts or FULL_SIZE)
     return 0
 
 
@@ -252,13 +348,13 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return int(height), int(width)
 
 
-def _interrupted() -> Callable[[], bool]:
-    """A question that Ctrl-C answers with yes: work stops after its current step, and saves. A second one quits."""
+def _interrupted(answer: str = "Stopping after this step") -> Callable[[], bool]:
+    """A question that Ctrl-C answers with yes: work stops, as `answer` tells the user. A second one quits."""
     stop = threading.Event()
 
     def ask_to_stop(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nStopping after this step; press Ctrl-C again to quit at once.", file=sys.stderr)
+        print(f"\n{answer}; press Ctrl-C again to quit at once.", file=sys.stderr)
         stop.set()
 
     signal.signal(signal.SIGINT, ask_to_stop)

@@ -1,8 +1,11 @@
-"""What a terminal shows: the report of a check, and bars for training and sampling."""
+"""What a terminal shows: the report of a check, the plan of mends, and bars for what takes long."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -23,22 +26,37 @@ from studio.core.events import (
     StepDone,
     TrainEvent,
 )
-from studio.core.types import DatasetReport, Issue, Severity
+from studio.core.types import DatasetReport, Issue, Pair, Severity
 from studio.view.progress import fit_rows, fit_verdict, prediction, reality
 from studio.view.verdicts import summary_parts, verdict_of
-from studio.view.words import words
+from studio.view.words import Words, words
 
 if TYPE_CHECKING:
+    from studio.core.data.mend_types import MendKind, MendPlan, PlannedClip
     from studio.core.train.fit import Fit
 
+MEND_OPTIONS = {
+    "start_frames": "--start-frames",
+    "replace_start_frames": "--replace-start-frames",
+    "split_scenes": "--split-scenes",
+    "frame_rate": "--frame-rate",
+    "trim": "--trim",
+    "crop": "--crop",
+    "pad": "--pad",
+    "captions": "--captions TEMPLATE",
+    "config": "--config-only",
+}
+"""Options of `mend`, by what they mend."""
 UNITS = {"latents": "clip", "measuring": "size", "training": "step"}
 """What the bar of a run counts, by its label."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tabs and line breaks; captions may hold them."""
 SIGNS = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTICE: "i"}
 
 
 def write(line: str = "") -> None:
-    """A line to standard output, at once."""
-    sys.stdout.write(line + "\n")
+    """A line to standard output, at once; what would give orders to a terminal is left out."""
+    sys.stdout.write(_CONTROL.sub("", line) + "\n")
     sys.stdout.flush()
 
 
@@ -79,11 +97,63 @@ def print_fit(fit: Fit) -> None:
     write(f"{fit_verdict(fit, w)} {fit.change or ''}".rstrip())
 
 
-class FitBar:
-    """Shows how many sizes are measured."""
+def print_offer(offered: Mapping[MendKind, Sequence[Pair]]) -> None:
+    """What can be mended, with the option for it and the number of clips that it would change."""
+    w = words("en")
+    width = max(map(len, MEND_OPTIONS.values()))
+    if not offered:
+        write(w("dataset.no_issue"))
+    for kind, pairs in offered.items():
+        write(f"{MEND_OPTIONS[kind]:<{width}}  {len(pairs):>5}  {w(f'mend.kind_{kind.value}')}")
 
-    def __init__(self) -> None:
-        self._bar = tqdm(desc="measuring", unit="size")
+
+def print_plan(plan: MendPlan) -> None:
+    """A row for each clip that changes, what is left out and why, and how much it all takes."""
+    w = words("en")
+    changed = [clip for clip in plan.clips if clip.changes]
+    columns = ("clip", "frames", "rate", "size", "start_frame", "caption")
+    _print_table([tuple(w(f"mend.{column}") for column in columns), *(_plan_row(clip, w) for clip in changed)])
+    if plan.left_out:
+        write(w.count("mend.left_out", len(plan.left_out)))
+    for pair, reason in plan.left_out:
+        write(f"    {pair.name}: {reason}")
+    parts = [w.count("mend.changed", len(changed))] if changed else []
+    parts += [w.count("mend.copied", len(plan.clips) - len(changed))] if len(changed) < len(plan.clips) else []
+    parts += [w("mend.bytes", megabytes=w.number(plan.num_bytes / 1e6, 1)) if plan.clips else w("mend.config_only")]
+    write(", ".join(parts))
+
+
+def _plan_row(planned: PlannedClip, w: Words) -> tuple[str, ...]:
+    pair, start_frame = planned.pair, planned.start_frame
+    image = w("mend.frame", n=start_frame + 1) if isinstance(start_frame, int) else w("dataset.no_start_frame")
+    num_frames = pair.clip.num_frames if pair.clip else planned.num_frames
+    return (
+        _change(pair.name, planned.name),
+        _change(str(num_frames), str(planned.new_num_frames)),
+        _change(f"{planned.fps:.4g}", f"{planned.new_fps:.4g}"),
+        _change(*("{}x{}".format(*size) for size in (planned.size, planned.new_size))),
+        start_frame.name if isinstance(start_frame, Path) else image,
+        " / ".join(planned.captions) or w("dataset.no_caption"),
+    )
+
+
+def _change(old: str, new: str) -> str:
+    return new if old == new else f"{old} -> {new}"
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns as wide as their widest cell, the last one aside."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        write("  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1])))
+
+
+class CountBar:
+    """Shows how many of a known number are done, on standard error."""
+
+    def __init__(self, label: str, unit: str, *, only_for_people: bool = False) -> None:
+        """`only_for_people`: nothing is shown where standard error is no terminal."""
+        self._bar = tqdm(desc=label, unit=unit, disable=None if only_for_people else False)
 
     def show(self, done: int, total: int) -> None:
         """Moves the bar."""

