@@ -74,6 +74,63 @@ def test_of_eight_starts_at_once_one_wins(config, tiny_bundle, report):
     assert len(list(config.output_dir.glob("*/config.json"))) == 1
 
 
+START = """
+import sys
+from pathlib import Path
+from studio.core.config import DataConfig, LoraSettings, ModelConfig, OptimConfig, RunConfig, ValidationConfig
+from studio.core.errors import JobAlreadyRunning
+from studio.core.runlog import RunFolder
+from studio.core.train.onerun import TrainingLock
+import os
+
+config = RunConfig(model=ModelConfig(source="tiny", device="cpu"), data=DataConfig(datasets=()), lora=LoraSettings(),
+                   optim=OptimConfig(), validation=ValidationConfig(), output_dir=Path(sys.argv[1]))
+children = []
+for number in range(8):
+    go_read, go_write = os.pipe()
+    told_read, told_write = os.pipe()
+    if os.fork() == 0:
+        os.close(go_write)
+        for _ in range(50):
+            os.read(go_read, 1)
+            try:
+                lock = TrainingLock(config)
+                run = RunFolder.create(config.output_dir, config)
+                lock.tell(run)
+                os.write(told_write, f"trains {run.name}\\n".encode())
+                os.read(go_read, 1)
+                lock.release()
+            except JobAlreadyRunning as error:
+                os.write(told_write, f"refused {error.message}\\n".encode())
+                os.read(go_read, 1)
+            os.write(told_write, b"over\\n")
+        os._exit(0)
+    children.append((os.fdopen(go_write, "wb", buffering=0), os.fdopen(told_read)))
+for _ in range(50):
+    for go, _told in children:
+        go.write(b"x")
+    print("|".join(told.readline().strip() for _go, told in children), flush=True)
+    for go, _told in children:
+        go.write(b"x")
+    for _go, told in children:
+        told.readline()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
+def test_of_eight_processes_that_start_at_once_one_trains_and_the_others_are_told_which(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", START, str(tmp_path / "runs")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rounds = [line.split("|") for line in done.stdout.splitlines()]
+    assert len(rounds) == 50
+    for said in rounds:
+        (winner,) = [words.removeprefix("trains ") for words in said if words.startswith("trains ")]
+        refused = [words for words in said if words.startswith(f"refused The run {winner} (since ")]
+        assert len(refused) == 7, said
+    assert len(list((tmp_path / "runs").glob("*/config.json"))) == 50
+
+
 def test_another_process_that_trains_here_is_noticed(config, tiny_bundle, report):
     config.output_dir.mkdir(parents=True)
     lock = config.output_dir / LOCK_FILE
