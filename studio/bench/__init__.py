@@ -1,6 +1,7 @@
-"""Times and memory of the full-size transformer on this machine, each beside what it is to be compared with.
+"""Times and memory on this machine, each beside what it is to be compared with: of the full-size transformer on a
+CUDA device, and of the check of a thousand clips.
 
-Its weights are random: speed and memory hardly depend on their values.
+The transformer's weights are random: speed and memory hardly depend on their values.
 """
 
 from __future__ import annotations
@@ -8,16 +9,25 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 
-import torch
-
+from studio.bench.check import compare_check
 from studio.core.errors import DeviceError
 from studio.view.terminal import write
 
-PARTS = ("speed", "memory", "fit")
+FULL_SIZE = ("speed", "memory", "fit")
+PARTS = ("check", *FULL_SIZE)
 
 
-def run_bench(parts: Sequence[str] = PARTS) -> None:
-    """Prints the tables of these parts. Raises DeviceError without a CUDA device."""
+def run_bench(parts: Sequence[str] = FULL_SIZE) -> None:
+    """Prints the tables of these parts. Raises DeviceError when the full size is asked for without a CUDA device."""
+    if "check" in parts:
+        compare_check()
+    if set(parts) & set(FULL_SIZE):
+        _bench_full_size(parts)
+
+
+def _bench_full_size(parts: Sequence[str]) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         raise DeviceError(
             "The benchmark times the full-size transformer, and there is no CUDA device here.",

@@ -15,7 +15,7 @@ import os, signal, time
 from pathlib import Path
 __version__ = "0"
 class DECORDError(Exception): pass
-def VideoReader(path):
+def VideoReader(path, num_threads=0):
     if Path(path).stem == "hangs": time.sleep(600)
     if Path(path).stem == "crashes": os.kill(os.getpid(), signal.SIGSEGV)
     raise RuntimeError("reads nothing")

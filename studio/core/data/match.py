@@ -22,22 +22,23 @@ _EDGE = 8
 """Pixels of the windows of the structural similarity."""
 
 
-def match_start_frame(clip: Clip, start_frame: Path) -> StartFrameMatch:
+def match_start_frame(
+    clip: Clip, start_frame: Path, *, picture: np.ndarray | None = None, first: np.ndarray | None = None
+) -> StartFrameMatch:
     """The start frame, fitted to the clip's size as training does, beside the frames as the trainer reads them.
 
-    Decodes one frame where the start frame fits it, and all of them where it does not.
+    Decodes one frame where the start frame fits it, and all of them where it does not. Who has read the start frame
+    (`picture`) or the first frame (`first`) already hands them in: uint8 [H,W,3].
 
     Raises:
         MediaError: one of the files cannot be read any more.
     """
-    picture = resize_frames(read_image(start_frame), clip.height, clip.width)
+    picture = resize_frames(read_image(start_frame) if picture is None else picture, clip.height, clip.width)
+    first = next(iterate_frames(clip, range(1))) if first is None else first
     spots = _spots(picture)
-    frames = iterate_frames(clip, range(clip.num_frames))
-    first = next(frames)
     errors = [_squared_error(picture, first)]
     if np.abs(spots - _spots(first)).max() > _MAX_SPOT:
-        errors += [_squared_error(picture, frame) for frame in frames]
-    del frames  # closes the file
+        errors = [_squared_error(picture, frame) for frame in iterate_frames(clip, range(clip.num_frames))]
     best = int(np.argmin(errors))
     return StartFrameMatch(
         psnr=_decibels(errors[0]),

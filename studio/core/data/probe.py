@@ -69,12 +69,17 @@ class _Count:
 
 
 def probe_clip(path: Path) -> Clip:
-    """Frames, rate and size of a clip, with the reader that its frames should be read with.
+    """What a clip is and shows, with the reader that its frames should be read with.
 
     Raises:
         DamagedClipError: some frames are corrupt, or the file ends early; says up to which frame it reads.
         MediaError: not a video, not decodable, or without frames.
     """
+    return look_at_clip(path)[0]
+
+
+def look_at_clip(path: Path) -> tuple[Clip, np.ndarray]:
+    """As `probe_clip`, and the first frame as that reader reads it: uint8 [H,W,3], RGB."""
     with open_clip(path) as (container, stream):
         count = _count_frames(path, container, stream)
         if count.first is None:
@@ -82,10 +87,12 @@ def probe_clip(path: Path) -> Clip:
         _refuse_damage(path, stream, count)
         turns = quarter_turns(count.first)
         first = upright(count.first)
-        reason = _reason_for_pyav(path, stream, count, turns, len(picture_streams(container)), first)
+        reason = _reason_for_pyav(stream, count, turns, len(picture_streams(container)))
+        if not reason:
+            first, reason = _first_of_decord(path, count.frames, first)
         fps = _frame_rate(path, stream, count)
         slowest, fastest = _rate_range(stream, count, fps)
-        return Clip(
+        clip = Clip(
             path=path,
             num_frames=count.frames,
             fps=fps,
@@ -101,6 +108,7 @@ def probe_clip(path: Path) -> Clip:
             motion=count.content.motion,
             signature=count.content.signature(),
         )
+        return clip, first
 
 
 def _count_frames(path: Path, container: InputContainer, stream: VideoStream) -> _Count:
@@ -199,10 +207,8 @@ def _rate_range(stream: VideoStream, count: _Count, fps: float) -> tuple[float, 
     return 1 / count.longest, 1 / count.shortest
 
 
-def _reason_for_pyav(
-    path: Path, stream: VideoStream, count: _Count, turns: int, num_streams: int, first: np.ndarray
-) -> str:
-    """Why PyAV must read the frames; empty when decord reads the very same."""
+def _reason_for_pyav(stream: VideoStream, count: _Count, turns: int, num_streams: int) -> str:
+    """Why PyAV must read the frames, before decord is asked; empty when decord may read the very same."""
     if turns:
         return f"the clip is rotated by {turns * 90} degrees"
     if count.discarded or count.first_time != 0.0:
@@ -211,20 +217,26 @@ def _reason_for_pyav(
         return "decord cannot read AV1"
     if num_streams > 1:
         return "the file holds several videos"
+    return ""
+
+
+def _first_of_decord(path: Path, num_frames: int, first: np.ndarray) -> tuple[np.ndarray, str]:
+    """The first frame of decord; or PyAV's, which is `first`, and why PyAV must read the clip."""
     try:
         import decord
     except (ImportError, OSError):
-        return "decord is not installed"
+        return first, "decord is not installed"
     try:
-        reader = decord.VideoReader(str(path))
-        frames, its_first = len(reader), reader[0].asnumpy()
+        # On one thread: only one frame is wanted, and one clip is looked at on each core.
+        reader = decord.VideoReader(str(path), num_threads=1)
+        its_num_frames, its_first = len(reader), reader[0].asnumpy()
     except (RuntimeError, decord.DECORDError) as error:
-        return f"decord cannot read it ({str(error).splitlines()[0][:80]})"
-    if frames != count.frames:
-        return f"decord counts {frames} frames, but {count.frames} can be decoded"
+        return first, f"decord cannot read it ({str(error).splitlines()[0][:80]})"
+    if its_num_frames != num_frames:
+        return first, f"decord counts {its_num_frames} frames, but {num_frames} can be decoded"
     if its_first.shape != first.shape or _mean_difference(its_first, first) > _MAX_GREY_LEVELS:
-        return "decord's first frame differs"
-    return ""
+        return first, "decord's first frame differs"
+    return its_first, ""
 
 
 def _mean_difference(a: np.ndarray, b: np.ndarray) -> float:

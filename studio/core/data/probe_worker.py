@@ -19,9 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
+from studio.core.data.decode import read_image
 from studio.core.data.match import match_start_frame
-from studio.core.data.probe import probe_clip, probe_start_frame
-from studio.core.data.probe_cache import Found, NotOfContent, file_state, from_json, is_of_content, to_json
+from studio.core.data.probe import look_at_clip
+from studio.core.data.probe_cache import FileState, Found, NotOfContent, file_state, from_json, is_of_content, to_json
 from studio.core.errors import CheckStopped, MediaError
 from studio.core.types import Clip, StartFrame, StartFrameMatch
 
@@ -141,32 +144,51 @@ def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, object]) -
     return json.loads(line) if line.endswith(b"\n") else {}
 
 
-def _answer(request: Mapping[str, Any]) -> dict[str, object]:
-    path = Path(request["path"])
-    try:
-        found, is_lasting = _probe(path, request), True
-    except MediaError as error:
-        found, is_lasting = error, is_of_content(error)
-    return {"found": json.loads(to_json(found)), "is_of_content": is_lasting}
+class _Child:
+    """Answers requests. What it read last stays in its hands: the next one is mostly about the same pair."""
+
+    def __init__(self) -> None:
+        self._first: tuple[FileState, np.ndarray] | None = None
+        self._picture: tuple[FileState, np.ndarray] | None = None
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, object]:
+        """What was found, or the error."""
+        path = Path(request["path"])
+        try:
+            found, is_lasting = self._probe(path, request), True
+        except MediaError as error:
+            found, is_lasting = error, is_of_content(error)
+        return {"found": json.loads(to_json(found)), "is_of_content": is_lasting}
+
+    def _probe(self, path: Path, request: Mapping[str, Any]) -> Clip | StartFrame | StartFrameMatch:
+        state = file_state(path)
+        if request["kind"] == Clip.__name__:
+            clip, first = look_at_clip(path)
+            self._first = state, first
+            return clip
+        if request["kind"] == StartFrame.__name__:
+            picture = read_image(path)
+            self._picture = state, picture
+            return StartFrame(path=path, height=picture.shape[0], width=picture.shape[1])
+        clip = from_json(request["clip"].encode(), path, Clip)
+        if isinstance(clip, MediaError):
+            raise clip
+        image = Path(request["start_frame"])
+        first, picture = _held(self._first, state), _held(self._picture, file_state(image))
+        return match_start_frame(clip, image, picture=picture, first=first)
 
 
-def _probe(path: Path, request: Mapping[str, Any]) -> Clip | StartFrame | StartFrameMatch:
-    if request["kind"] == Clip.__name__:
-        return probe_clip(path)
-    if request["kind"] == StartFrame.__name__:
-        return probe_start_frame(path)
-    clip = from_json(request["clip"].encode(), path, Clip)
-    if isinstance(clip, MediaError):
-        raise clip
-    return match_start_frame(clip, Path(request["start_frame"]))
+def _held(held: tuple[FileState, np.ndarray] | None, state: FileState) -> np.ndarray | None:
+    return held[1] if held and held[0] == state else None
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """Answers until the parent closes the pipe; ends by itself when a file takes long and nobody is left to end it."""
+    child = _Child()
     for line in requests:
         request = json.loads(line)
         faulthandler.dump_traceback_later(request["seconds"] + _GRACE_SECONDS, exit=True)
-        answer = _answer(request)
+        answer = child.answer(request)
         faulthandler.cancel_dump_traceback_later()
         answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
