@@ -7,7 +7,8 @@ import pytest
 from studio.core.events import HeldOutLoss, RunStarted, StepDone
 from studio.core.runlog import RunState
 from studio.core.train import heldout
-from studio.core.train.heldout import BANDS, overfitting
+from studio.core.train.heldout import BANDS
+from studio.core.train.overfit import overfitting
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -14,7 +13,7 @@ from studio.core.config import RunConfig
 from studio.core.data.dataset import training_pairs
 from studio.core.data.encode import PairEncoder
 from studio.core.data.seeds import seeded
-from studio.core.events import HeldOutLoss, StepDone
+from studio.core.events import HeldOutLoss
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import lora_applied
 from studio.core.train.learner import load_batch
@@ -26,9 +25,6 @@ BANDS = 4
 
 MAX_CLIPS = 16
 """Of more held-out clips the first are looked at: each takes `BANDS` forwards."""
-
-RISE = 1.01
-"""A held-out loss this many times its lowest counts as risen: at fixed noise it hardly wavers."""
 
 Weights = Callable[[], AbstractContextManager[None]]
 
@@ -94,31 +90,3 @@ class HeldOut:
                 sigma = torch.full((1,), (band + 0.5) / BANDS, device=device)
                 losses.append(clip_losses(self._bundle.dit, batch, sigma, noise).item())
         return tuple(losses)
-
-
-@dataclass(frozen=True, slots=True)
-class Overfitting:
-    """From `step` on the held-out loss rose while the training loss fell."""
-
-    step: int
-    """Where the held-out loss was lowest."""
-    rise: float
-    """Held-out loss now, in shares of its lowest: 1.03 is three per cent more."""
-
-
-def overfitting(steps: Sequence[StepDone], looks: Sequence[HeldOutLoss]) -> Overfitting | None:
-    """Whether a run learns its clips by heart, by a simple rule; None when it does not, or nobody can tell yet.
-
-    The last two held-out losses are both above `RISE` times the lowest one before them, and the mean training loss
-    since that lowest one is below the mean over as many steps before it.
-    """
-    if len(looks) < 3:
-        return None
-    best = min(looks, key=lambda look: look.loss)
-    if best in looks[-2:] or any(look.loss <= RISE * best.loss for look in looks[-2:]):
-        return None
-    since = [step.loss for step in steps if step.step > best.step]
-    before = [step.loss for step in steps if step.step <= best.step][-len(since) :]
-    if not since or not before or mean(since) >= mean(before):
-        return None
-    return Overfitting(best.step, looks[-1].loss / best.loss)
