@@ -110,7 +110,7 @@ def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     with _named(folder / "scheduler"):
         scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-    choice = _attention(config.attention, dit, device, dtype)
+    choice = resolve_attention(config.attention, dit, device, dtype)
     dit.set_attention(choice)
     ops, refusal = choose_pointwise(device, dtype)
     dit.set_pointwise(ops)
@@ -157,6 +157,27 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def resolve_attention(
+    setting: Attention, dit: LongCatVideoTransformer3DModel, device: torch.device, dtype: torch.dtype
+) -> AttentionChoice:
+    """The attention choice, with block and sparsity from the checkpoint's `bsa_params`."""
+    params = dit.config["bsa_params"] or PUBLISHED_BSA
+    refusal = _refusal_of_parameters(params)
+    if refusal is not None:
+        if setting == "sparse":
+            raise CheckpointError(f"Sparse attention was asked for, but {refusal}.", "Use auto or dense attention.")
+        return AttentionChoice(setting=setting, refusal=refusal)
+    time, height, width = params["chunk_3d_shape_q"]
+    return choose_attention(
+        setting,
+        block=(time, height, width),
+        sparsity=params["sparsity"],
+        device=device,
+        dtype=dtype,
+        head_width=dit.config["hidden_size"] // dit.config["num_heads"],
+    )
 
 
 def resolve_folder(source: str) -> Path:
@@ -305,27 +326,6 @@ def _load_text_encoder(folder: Path, dtype: torch.dtype, caption_width: int) -> 
     # Some transformers releases leave the second name uninitialised.
     model.encoder.embed_tokens.weight = model.shared.weight
     return model
-
-
-def _attention(
-    setting: Attention, dit: LongCatVideoTransformer3DModel, device: torch.device, dtype: torch.dtype
-) -> AttentionChoice:
-    """The attention choice, with block and sparsity from the checkpoint's `bsa_params`."""
-    params = dit.config["bsa_params"] or PUBLISHED_BSA
-    refusal = _refusal_of_parameters(params)
-    if refusal is not None:
-        if setting == "sparse":
-            raise CheckpointError(f"Sparse attention was asked for, but {refusal}.", "Use auto or dense attention.")
-        return AttentionChoice(setting=setting, refusal=refusal)
-    time, height, width = params["chunk_3d_shape_q"]
-    return choose_attention(
-        setting,
-        block=(time, height, width),
-        sparsity=params["sparsity"],
-        device=device,
-        dtype=dtype,
-        head_width=dit.config["hidden_size"] // dit.config["num_heads"],
-    )
 
 
 def _refusal_of_parameters(params: dict[str, Any]) -> str | None:

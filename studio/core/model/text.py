@@ -38,15 +38,23 @@ def clean_prompt(prompt: str) -> str:
 class PromptEncoder:
     """A tokenizer and a UMT5 or Qwen2.5-VL encoder that lives in main memory and works on `device`.
 
-    Its layers visit the device one by one, so a card that is full of the transformer has room for it.
+    Its layers visit the device one by one, so a card that is full of the transformer has room for it. With `visits`
+    False it stays where it is, and whoever put it there takes it to the device.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, encoder: PreTrainedModel, device: torch.device) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        encoder: PreTrainedModel,
+        device: torch.device,
+        *,
+        visits: bool = True,
+    ) -> None:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.max_length = min(MAX_TEXT_LENGTH, tokenizer.model_max_length)
         self._device = device
-        if device.type != "cpu":
+        if visits and device.type != "cpu":
             _visit_in_turn(encoder, device)
 
     @torch.no_grad()
@@ -62,7 +70,8 @@ class PromptEncoder:
         )
         mask = tokens.attention_mask.to(self._device)
         # The table of tokens is large and read at few places: it stays in main memory.
-        embedded = self.encoder.get_input_embeddings()(tokens.input_ids).to(self._device)
+        table = cast(nn.Embedding, self.encoder.get_input_embeddings())
+        embedded = table(tokens.input_ids.to(table.weight.device)).to(self._device)
         states = self.encoder(inputs_embeds=embedded, attention_mask=mask)
         return TextCondition(embeds=states.last_hidden_state.unsqueeze(1), mask=mask)
 

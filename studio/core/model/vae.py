@@ -19,8 +19,15 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 def _statistics(vae: AutoencoderKLWan) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean, inv_std) of the latent channels, fp32 [1, C, 1, 1, 1]."""
     shape = (1, -1, 1, 1, 1)
-    mean = torch.tensor(vae.config["latents_mean"], device=vae.device).view(shape)
-    return mean, 1 / torch.tensor(vae.config["latents_std"], device=vae.device).view(shape)
+    device = _device(vae)
+    mean = torch.tensor(vae.config["latents_mean"], device=device).view(shape)
+    return mean, 1 / torch.tensor(vae.config["latents_std"], device=device).view(shape)
+
+
+def _device(vae: AutoencoderKLWan) -> torch.device:
+    """Where it works: under the offload hooks of a pipeline that is not where it lies."""
+    hook = getattr(vae, "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or vae.device)
 
 
 def frames_to_video(frames: np.ndarray) -> torch.Tensor:
@@ -42,7 +49,7 @@ def encode_video(vae: AutoencoderKLWan, video: torch.Tensor, generator: torch.Ge
     changes neither a cached latent nor a loss.
     """
     with _untiled(vae):
-        posterior = cast(AutoencoderKLOutput, vae.encode(video.to(vae.device, vae.dtype))).latent_dist
+        posterior = cast(AutoencoderKLOutput, vae.encode(video.to(_device(vae), vae.dtype))).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
     mean, inv_std = _statistics(vae)
     return ((posterior.mean + posterior.std * noise).float() - mean) * inv_std
@@ -62,4 +69,4 @@ def _untiled(vae: AutoencoderKLWan) -> Iterator[None]:
 def decode_latents(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Video [B, 3, frames, H, W] in [-1, 1] of normalised latents."""
     mean, inv_std = _statistics(vae)
-    return cast(DecoderOutput, vae.decode((latents / inv_std + mean).to(vae.dtype))).sample
+    return cast(DecoderOutput, vae.decode((latents.to(mean.device) / inv_std + mean).to(vae.dtype))).sample
