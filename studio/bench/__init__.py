@@ -1,5 +1,5 @@
 """Times and memory on this machine, each beside what it is to be compared with: of the full-size transformer on a
-CUDA device, and of the check of a thousand clips.
+CUDA device, and of the check of a thousand clips. `kills` times nothing: it kills a run 200 times.
 
 The transformer's weights are random: speed and memory hardly depend on their values.
 """
@@ -14,13 +14,17 @@ from studio.core.errors import DeviceError
 from studio.view.terminal import write
 
 FULL_SIZE = ("speed", "memory", "fit")
-PARTS = ("check", *FULL_SIZE)
+PARTS = ("check", "kills", *FULL_SIZE)
 
 
 def run_bench(parts: Sequence[str] = FULL_SIZE) -> None:
     """Prints the tables of these parts. Raises DeviceError when the full size is asked for without a CUDA device."""
     if "check" in parts:
         compare_check()
+    if "kills" in parts:
+        from studio.bench.kills import bench_kills
+
+        bench_kills()
     if set(parts) & set(FULL_SIZE):
         _bench_full_size(parts)
 
