@@ -32,7 +32,7 @@ from studio.view.verdicts import summary_parts, verdict_of
 from studio.view.words import Words, words
 
 if TYPE_CHECKING:
-    from studio.core.data.mend_types import MendKind, MendPlan, PlannedClip
+    from studio.core.data.mend.types import MendKind, MendPlan, PlannedClip
     from studio.core.train.fit import Fit
 
 MEND_OPTIONS = {

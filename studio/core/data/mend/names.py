@@ -16,6 +16,8 @@ _MAX_NAME_BYTES = 200
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff<>:"|?*\\]')
 """What some file system refuses, and what would give orders to a terminal."""
 
+_NO_TEXT = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
 
 class FreeNames:
     """Hands out names that differ in more than case and Unicode form, so that every file system holds them."""
@@ -65,6 +67,8 @@ def check_template(template: str) -> None:
         if name is not None and (name not in PLACEHOLDERS or form or conversion):
             written = name + (f"!{conversion}" if conversion else "") + (f":{form}" if form else "")
             raise ConfigError(f"The caption template asks for {{{written}}}, which is not known.", remedy)
+    if _NO_TEXT.search(template):
+        raise ConfigError("The caption template holds a character that is no text.", remedy)
     if not template.strip():
         raise ConfigError("The caption template is empty.", remedy)
     if len(template.encode(errors="replace")) > MAX_CAPTION_BYTES // 100:
@@ -76,4 +80,4 @@ def filled_template(template: str, clip: str, dataset_folder: str) -> str:
     *folders, name = clip.split("/")
     folder = folders[-1] if folders else dataset_folder
     words = {"name": name.replace("_", " ").strip() or name, "folder": folder}
-    return template.format_map(words).strip() or name
+    return " ".join(template.format_map(words).split()) or name

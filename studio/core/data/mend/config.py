@@ -8,8 +8,10 @@ from pathlib import Path
 
 from studio.core.assets import TINY
 from studio.core.config import PUBLISHED_MODEL, DataConfig, DatasetConfig
-from studio.core.data.mend_names import FreeNames
-from studio.core.data.mend_types import MendPlan
+from studio.core.data.bucket import MODEL_FPS
+from studio.core.data.frame_rate import is_same_rate
+from studio.core.data.mend.names import FreeNames
+from studio.core.data.mend.types import MendKind, MendPlan
 from studio.core.jsonc import JsonValue
 from studio.core.simpletuner import CONFIG_NAME, DATASETS_NAME, Project
 from studio.core.simpletuner_datasets import resolve_path
@@ -70,16 +72,27 @@ def _prompt(dataset: DatasetConfig) -> str:
 
 
 def _loses_its_captions(dataset: DatasetConfig, plan: MendPlan) -> bool:
-    """True when captions that are made from file names would be others under the new names."""
-    return dataset.caption_strategy == "filename" and any(
-        clip.captions != (_prompt(dataset) + clip.name.split("/")[-1].replace("_", " "),)
-        for clip in plan.clips
-        if clip.pair.dataset_id == dataset.id
+    """True when new captions, or those made from file names, would be others where the strategy stays."""
+    clips = [clip for clip in plan.clips if clip.pair.dataset_id == dataset.id]
+    return any(MendKind.CAPTIONS in clip.changes for clip in clips) or (
+        dataset.caption_strategy == "filename"
+        and any(clip.captions != (_prompt(dataset) + clip.name.split("/")[-1].replace("_", " "),) for clip in clips)
     )
 
 
-def new_config(project: Project) -> dict[str, JsonValue]:
-    """config.json: the known keys of the user's own, or for a project without one what a run of it takes."""
+def new_config(plan: MendPlan) -> dict[str, JsonValue]:
+    """config.json: the known keys of the user's own, or for a project without one what a run of it takes.
+
+    Whoever chose another rate than the model's means it: `framerate` keeps it, also for clips that come later.
+    """
+    data, choice = plan.project.run.data, plan.choice
+    config = _config(plan.project)
+    if MendKind.FRAME_RATE in choice.kinds and not data.framerate and not is_same_rate(choice.frame_rate, MODEL_FPS):
+        config["framerate"] = choice.frame_rate
+    return config
+
+
+def _config(project: Project) -> dict[str, JsonValue]:
     written, run = project.written, project.run
     if written.config is None:
         return {

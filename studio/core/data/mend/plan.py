@@ -11,8 +11,8 @@ from pathlib import Path
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.bucket import MIN_FRAMES, MODEL_FPS, assign_bucket
 from studio.core.data.frame_rate import converted_frames, is_same_rate
-from studio.core.data.mend_names import FreeNames, check_template, filled_template
-from studio.core.data.mend_types import RECODING, MendChoice, MendKind, MendPlan, PlannedClip
+from studio.core.data.mend.names import FreeNames, check_template, filled_template
+from studio.core.data.mend.types import RECODING, MendChoice, MendKind, MendPlan, PlannedClip
 from studio.core.errors import ConfigError, DatasetError, MediaError
 from studio.core.geometry import bucket_size
 from studio.core.simpletuner import Project

@@ -1,4 +1,4 @@
-"""Mends of a dataset: offered, planned, and written as a new dataset; the user's own files are never touched."""
+"""Writes a mended dataset: whole, as a new folder, or not at all."""
 
 from __future__ import annotations
 
@@ -12,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from studio.core.data.digest import file_hash
-from studio.core.data.mend_clip import write_clip
-from studio.core.data.mend_config import RECORD_NAME, Home, homes, new_config, new_datasets
-from studio.core.data.mend_plan import offered_mends, plan_mends
-from studio.core.data.mend_types import MendChoice, MendKind, MendPlan, PlannedClip
+from studio.core.data.mend.clip import write_clip
+from studio.core.data.mend.config import RECORD_NAME, Home, homes, new_config, new_datasets
+from studio.core.data.mend.types import MendKind, MendPlan, PlannedClip
 from studio.core.errors import DiskFull, MendError, MendStopped
 from studio.core.simpletuner import CONFIG_NAME, DATASETS_NAME
-
-__all__ = ["MendChoice", "MendKind", "MendPlan", "PlannedClip", "offered_mends", "plan_mends", "write_mends"]
 
 _SCHEMA = 1
 """Of mends.json: raised when a field changes its meaning or goes."""
@@ -37,23 +34,25 @@ def write_mends(
 
     Clips, start frames, captions, config.json, multidatabackend.json, and mends.json, which says of each clip where
     it comes from and what was done. `progress` is called with (clips done, clips in all). Everything is written
-    under another name beside `into` and renamed when it is whole: after an error, or a stop, nothing is left.
+    under another name, on the same disk, and renamed when it is whole: after an error, or a stop, nothing is left.
 
     Raises:
         MendError: `into` is not empty or lies inside the dataset, or cannot be written.
         DiskFull: there is no room.
-        MediaError: a file has changed or gone since it was checked.
+        MediaError: a file has gone since it was checked, or its frames are others. (What is copied is not decoded
+            again: its sha256 in mends.json says what it was.)
         MendStopped: `should_stop` said so.
     """
     into = into.absolute()
     try:
         _refuse_place(plan, into)
-        into.parent.mkdir(parents=True, exist_ok=True)
-        _require_room(plan, into.parent)
-        unfinished = into.parent / f".mend-{uuid.uuid4().hex}"
+        there = next(folder for folder in into.parents if folder.exists())
+        _require_room(plan, there)
+        unfinished = there / f".mend-{uuid.uuid4().hex}"
         try:
             unfinished.mkdir()
             _write(plan, unfinished, progress, should_stop or (lambda: False))
+            into.parent.mkdir(parents=True, exist_ok=True)
             if into.exists():
                 into.rmdir()
             unfinished.rename(into)
@@ -104,7 +103,7 @@ def _write(
         if progress:
             progress(done, len(plan.clips))
     _write_json(folder / DATASETS_NAME, new_datasets(plan, where))
-    _write_json(folder / CONFIG_NAME, new_config(plan.project))
+    _write_json(folder / CONFIG_NAME, new_config(plan))
     _write_json(folder / RECORD_NAME, _record(plan, records))
 
 
