@@ -21,6 +21,8 @@ Reader = Callable[[JsonValue], Any]
 _SPEC = GridSpec()
 _MAX_EDGE = 4096
 """Pixels; far above what the model was trained on, far below what fills a memory by a slip of the pen."""
+_MAX_FRAMES = 3601
+"""Four minutes at 15 frames a second; the model was published with clips of 93 frames."""
 _MAX_PATH, _MAX_NAME = 4000, 255
 """Bytes; what Linux takes in a path and in one name of it."""
 _SIZE = re.compile(r"(\d{1,5})\s*[xX]\s*(\d{1,5})")
@@ -157,8 +159,13 @@ def flow_shift(value: JsonValue) -> float | Normalised:
 
 
 def frame_count(value: JsonValue) -> int | Normalised:
-    """A legal number of frames, 5 or more; others are floored to 4k+1."""
-    written = integer(at_least=5)(value)
+    """A legal number of frames, 5 to 3601; others are floored to 4k+1."""
+    expected = f"a whole number of frames from 5 to {_MAX_FRAMES} (93 is usual)"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 5 <= value <= _MAX_FRAMES:
+        raise ValueError(expected)
+    written = int(value)
+    if written != value:
+        raise ValueError(expected)
     if _SPEC.is_legal_frame_count(written):
         return written
     return Normalised(_SPEC.floor_frame_count(written), (off_stride_note(written),))

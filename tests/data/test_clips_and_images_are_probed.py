@@ -1,5 +1,8 @@
 """What is found in a clip or an image by decoding it, and which reader takes its frames."""
 
+import builtins
+import errno
+import io
 import os
 import struct
 import subprocess
@@ -12,6 +15,7 @@ from PIL import Image
 
 from studio.core.data.decode import read_frames, read_image, resize_frames
 from studio.core.data.probe import probe_clip, probe_start_frame
+from studio.core.data.probe_cache import is_of_content
 from studio.core.errors import DamagedClipError, MediaError
 
 
@@ -156,6 +160,32 @@ def test_what_is_no_image_is_named(tmp_path, content, says):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(MediaError, match=rf"a\.png is {says}"):
         probe_start_frame(tmp_path / "a.png")
+
+
+def test_a_folder_named_like_an_image_is_no_image(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(MediaError, match=r"There is no image .*a\.png"):
+        probe_start_frame(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_what_may_not_be_read_says_so_and_is_asked_again_next_time(tmp_path, draw_image, draw_clip, monkeypatch, name):
+    path = (draw_image if name == "a.png" else draw_clip)(tmp_path / name)
+    probe = probe_start_frame if name == "a.png" else probe_clip
+    opened = io.open
+
+    def locked(file, *arguments, **options):
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(file, *arguments, **options)
+
+    for module in (builtins, io):  # as the system answers anybody but root
+        monkeypatch.setattr(module, "open", locked)
+    with pytest.raises(MediaError) as caught:
+        probe(path)
+    assert caught.value.message == f"{name} cannot be read: Permission denied."
+    assert "permissions" in caught.value.remedy
+    assert not is_of_content(caught.value)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])

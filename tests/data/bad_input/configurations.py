@@ -108,7 +108,7 @@ def _wrong_values() -> Iterable[Case]:
         "train_batch_size": (0, "1"),
         "aspect_bucket_alignment": (24, 0, 1e308),
         "validation_resolution": ("wide", "480x830", True, [480, 832], "99999x99999"),
-        "validation_num_video_frames": (3, -93, "93"),
+        "validation_num_video_frames": (3, -93, "93", 1e308),
         "output_dir": ("", "s3://bucket/a", "file:///etc", "a" * 300, "a/" * 3000, 3),
         "pretrained_model_name_or_path": ("../../nothing", "https://example.org/model"),
         "model_family": ("wan", 3),
@@ -182,7 +182,8 @@ def _wrong_datasets() -> Iterable[Case]:
     yield listed("markup_id", clips(id="<b>a</b>"))
     for index, value in enumerate(("a", -1, 1.5)):
         yield listed(f"repeats_{index}", clips(repeats=value), error(INVALID, "a.repeats"))
-    for index, video in enumerate((3, "93", [93], {"num_frames": "93"}, {"num_frames": 0})):
+    counts = ("93", 0, 4, 92.5, 3602, 1e308, True)
+    for index, video in enumerate((3, "93", [93], *({"num_frames": count} for count in counts))):
         subject = "a.video.num_frames" if isinstance(video, dict) else "a.video"
         yield listed(f"video_{index}", clips(video=video), error(INVALID, subject))
     off = warning(IssueCode.FRAMES_OFF_STRIDE, "a.video.num_frames")
