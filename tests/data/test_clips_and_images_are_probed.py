@@ -175,7 +175,7 @@ def test_what_may_not_be_read_says_so_and_is_asked_again_next_time(tmp_path, dra
     opened = io.open
 
     def locked(file, *arguments, **options):
-        if file == path:
+        if str(file) == str(path):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return opened(file, *arguments, **options)
 
