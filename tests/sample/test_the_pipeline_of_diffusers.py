@@ -49,7 +49,7 @@ def test_the_five_lines_of_its_docstring_run_and_give_the_video_of_sample(tiny_b
     lines = [line.strip() for line in block.strip().splitlines()]
     assert len(lines) == 5
     exec("import torch\n" + "\n".join(lines), {})
-    request = SampleRequest(prompt="a red circle moves right", seed=1)
+    request = SampleRequest(prompt="a red circle moves right", num_frames=5, seed=1)
     list(sample(request, tiny_bundle, tmp_path / "sampled.mp4"))
     ours, theirs = read_video(tmp_path / "sampled.mp4"), read_video(tmp_path / "circle.mp4")
     np.testing.assert_array_equal(ours[0], theirs[0])

@@ -47,7 +47,7 @@ class LongCatVideoPipeline(DiffusionPipeline):
     from studio.core.sample.pipeline import LongCatVideoPipeline
     from diffusers.utils import export_to_video
     pipe = LongCatVideoPipeline.from_pretrained("tiny")
-    video = pipe("a red circle moves right", generator=torch.Generator().manual_seed(1)).frames[0]
+    video = pipe("a red circle moves right", num_frames=5, generator=torch.Generator().manual_seed(1)).frames[0]
     export_to_video(video, "circle.mp4", fps=pipe.fps)
     ```
 
