@@ -1,12 +1,17 @@
 """A decoder that hangs or crashes takes one file with it; a check that is stopped keeps what it found."""
 
+import io
+import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from studio.core.data import probe_worker
 from studio.core.data.check import Probes, check_project
-from studio.core.data.probe_cache import ProbeCache
+from studio.core.data.probe import probe_clip
+from studio.core.data.probe_cache import ProbeCache, to_json
 from studio.core.data.probe_worker import ProbeWorker
 from studio.core.errors import CheckStopped, MediaError
 
@@ -26,10 +31,48 @@ def test_a_file_that_never_answers_is_given_up_and_the_next_one_is_read(tmp_path
     monkeypatch.setattr(probe_worker, "DEADLINE_SECONDS", 1.5)
     os.mkfifo(tmp_path / "pipe.mp4")
     worker = ProbeWorker()
-    with pytest.raises(MediaError, match=r"pipe\.mp4: decoding it took longer than 2 s"):
+    with pytest.raises(MediaError, match=r"pipe\.mp4: its decoder gave no frame for 2 s"):
         worker.clip(tmp_path / "pipe.mp4")
     monkeypatch.setattr(probe_worker, "DEADLINE_SECONDS", 60)
     assert worker.clip(draw_clip(tmp_path / "a.mp4")).num_frames == 9
+    worker.close()
+
+
+def test_a_child_tells_of_its_progress_while_it_decodes(tmp_path, draw_clip, draw_image, monkeypatch):
+    clip = draw_clip(tmp_path / "a.mp4", num_frames=12)
+    other = draw_image(tmp_path / "other.png", 96, 64)
+    monkeypatch.setattr(probe_worker, "_SIGN_SECONDS", 0)
+    path = {"path": str(clip), "seconds": 600}
+    requests = [
+        {"kind": "Clip", **path},
+        {"kind": "StartFrameMatch", "clip": to_json(probe_clip(clip)), "start_frame": str(other), **path},
+    ]
+    answers = io.BytesIO()
+    probe_worker._serve(io.BytesIO(b"".join(json.dumps(each).encode() + b"\n" for each in requests)), answers)
+    *signs, answer, end = answers.getvalue().split(b"\n")
+    assert [len(line) > 0 for line in signs] == [False] * 12 + [True] + [False] * 12
+    assert "psnr" in json.loads(answer)["found"]
+    assert not end
+
+
+SLOW_CHILD = """
+import json, sys, time
+sys.stdin.readline()
+for _ in range(20):
+    time.sleep(0.15)
+    print(flush=True)
+print(json.dumps({"found": {"error": "MediaError", "message": "it took 3 s", "remedy": ""}, "is_of_content": True}))
+"""
+
+
+def test_a_child_that_shows_progress_is_waited_for_longer_than_the_deadline(tmp_path, draw_clip, monkeypatch):
+    command = [sys.executable, "-S", "-c", SLOW_CHILD]
+    pipe = subprocess.PIPE
+    monkeypatch.setattr(probe_worker, "_start_child", lambda: subprocess.Popen(command, stdin=pipe, stdout=pipe))
+    monkeypatch.setattr(probe_worker, "DEADLINE_SECONDS", 2)
+    worker = ProbeWorker()
+    with pytest.raises(MediaError, match="it took 3 s"):
+        worker.clip(draw_clip(tmp_path / "a.mp4"))
     worker.close()
 
 
@@ -44,7 +87,7 @@ def test_a_decoder_that_hangs_or_crashes_is_named_and_the_others_are_ready(tmp_p
     pairs = {pair.name: pair for pair in check_project(tmp_path, probes=probes)[1].pairs}
     assert {name for name, pair in pairs.items() if pair.is_ready} == {"good", "last"}
     assert "crashes.mp4 makes its decoder crash" in pairs["crashes"].issues[0].message
-    assert "hangs.mp4: decoding it took longer" in pairs["hangs"].issues[0].message
+    assert "hangs.mp4: its decoder gave no frame" in pairs["hangs"].issues[0].message
     monkeypatch.delenv("PYTHONPATH")
     again = check_project(tmp_path, probes=Probes(disk=ProbeCache(tmp_path / "cache")))[1]
     assert all(pair.is_ready for pair in again.pairs), "what the content did not bring about is not kept"

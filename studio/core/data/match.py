@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,17 @@ _EDGE = 8
 
 
 def match_start_frame(
-    clip: Clip, start_frame: Path, *, picture: np.ndarray | None = None, first: np.ndarray | None = None
+    clip: Clip,
+    start_frame: Path,
+    *,
+    picture: np.ndarray | None = None,
+    first: np.ndarray | None = None,
+    on_frame: Callable[[], None] | None = None,
 ) -> StartFrameMatch:
     """The start frame, fitted to the clip's size as training does, beside the frames as the trainer reads them.
 
     Decodes one frame where the start frame fits it, and all of them where it does not. Who has read the start frame
-    (`picture`) or the first frame (`first`) already hands them in: uint8 [H,W,3].
+    (`picture`) or the first frame (`first`) already hands them in: uint8 [H,W,3]. `on_frame` is told of every frame.
 
     Raises:
         MediaError: one of the files cannot be read any more.
@@ -38,7 +44,11 @@ def match_start_frame(
     spots = _spots(picture)
     errors = [_squared_error(picture, first)]
     if np.abs(spots - _spots(first)).max() > _MAX_SPOT:
-        errors = [_squared_error(picture, frame) for frame in iterate_frames(clip, range(clip.num_frames))]
+        errors = []
+        for frame in iterate_frames(clip, range(clip.num_frames)):
+            errors.append(_squared_error(picture, frame))
+            if on_frame:
+                on_frame()
     best = int(np.argmin(errors))
     return StartFrameMatch(
         psnr=_decibels(errors[0]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,10 +79,10 @@ def probe_clip(path: Path) -> Clip:
     return look_at_clip(path)[0]
 
 
-def look_at_clip(path: Path) -> tuple[Clip, np.ndarray]:
-    """As `probe_clip`, and the first frame as that reader reads it: uint8 [H,W,3], RGB."""
+def look_at_clip(path: Path, on_frame: Callable[[], None] | None = None) -> tuple[Clip, np.ndarray]:
+    """As `probe_clip`, and the first frame as that reader reads it: uint8 [H,W,3], RGB; tells of every frame."""
     with open_clip(path) as (container, stream):
-        count = _count_frames(path, container, stream)
+        count = _count_frames(path, container, stream, on_frame)
         if count.first is None:
             raise MediaError(f"{path.name} holds no video frames.", "Export the clip again, or delete the file.")
         _refuse_damage(path, stream, count)
@@ -111,7 +112,9 @@ def look_at_clip(path: Path) -> tuple[Clip, np.ndarray]:
         return clip, first
 
 
-def _count_frames(path: Path, container: InputContainer, stream: VideoStream) -> _Count:
+def _count_frames(
+    path: Path, container: InputContainer, stream: VideoStream, on_frame: Callable[[], None] | None
+) -> _Count:
     """Decode to the end, on one thread: with more, most frames with errors are not marked as corrupt.
 
     Measured with PyAV 18.1: of 58 H.264 clips with flipped bits, 12 were noticed with threads, 57 with one.
@@ -126,6 +129,8 @@ def _count_frames(path: Path, container: InputContainer, stream: VideoStream) ->
             for frame in packet.decode():
                 if isinstance(frame, VideoFrame):
                     count.add(frame)
+                    if on_frame:
+                        on_frame()
     except DECODER_ERRORS as error:
         of_all = _of_all(stream, read_fragments(path))
         raise DamagedClipError(

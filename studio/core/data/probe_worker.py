@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,8 +30,11 @@ from studio.core.errors import CheckStopped, MediaError
 from studio.core.types import Clip, StartFrame, StartFrameMatch
 
 DEADLINE_SECONDS = 30.0
-SECONDS_PER_MEGABYTE = 10.0
-"""More for a larger file: ten times what decoding of a megabyte of 480p takes on a slow core."""
+"""Without a sign of life, after which a child is given up: far more than one frame takes on a slow core."""
+SECONDS_PER_MEGABYTE = 0.1
+"""More for a larger file: decord looks through all of it before its first frame, here from a disk of 10 MB/s."""
+_SIGN_SECONDS = 1.0
+"""Between two signs of life, which are empty lines."""
 _GRACE_SECONDS = 5.0
 """After which a child whose parent is gone ends itself."""
 
@@ -69,10 +73,8 @@ class ProbeWorker:
         seconds = DEADLINE_SECONDS + SECONDS_PER_MEGABYTE * file_state(path)[1] / 1e6
         process = self._start(path)
         is_late = threading.Event()
-        timer = threading.Timer(seconds, lambda: (is_late.set(), process.kill()))
-        timer.start()
-        answer = _exchange(process, {**request, "kind": kind.__name__, "path": str(path), "seconds": seconds})
-        timer.cancel()
+        request = {**request, "kind": kind.__name__, "path": str(path), "seconds": seconds}
+        answer = _exchange(process, request, seconds, is_late)
         if not answer:
             status = _end(process)
             if self._is_closed:
@@ -100,7 +102,7 @@ def _refusal(path: Path, status: int, seconds: float | None) -> MediaError:
     """Why a child that had this file ended without an answer: after `seconds`, or by itself."""
     if seconds is not None:
         return MediaError(
-            f"{path.name}: decoding it took longer than {seconds:.0f} s, so it was given up.",
+            f"{path.name}: its decoder gave no frame for {seconds:.0f} s, so it was given up.",
             "Export it again, or split it into shorter clips.",
         )
     logger.warning("the process that decoded %s ended with status %d", path.name, status)
@@ -131,14 +133,23 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     return status
 
 
-def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, object]) -> dict[str, Any]:
-    """The child's answer; empty when it ended before it gave one."""
+def _exchange(
+    process: subprocess.Popen[bytes], request: Mapping[str, object], seconds: float, is_late: threading.Event
+) -> dict[str, Any]:
+    """The child's answer; empty when it ended before it gave one, or was ended after `seconds` without a sign."""
     if process.stdin is None or process.stdout is None:
         raise RuntimeError("a child was started without pipes")
     try:
         process.stdin.write(json.dumps(request).encode() + b"\n")
         process.stdin.flush()
-        line = process.stdout.readline()
+        line = b"\n"
+        while line == b"\n":
+            timer = threading.Timer(seconds, lambda: (is_late.set(), process.kill()))
+            timer.start()
+            try:
+                line = process.stdout.readline()
+            finally:
+                timer.cancel()
     except (OSError, ValueError):
         return {}
     return json.loads(line) if line.endswith(b"\n") else {}
@@ -147,7 +158,8 @@ def _exchange(process: subprocess.Popen[bytes], request: Mapping[str, object]) -
 class _Child:
     """Answers requests. What it read last stays in its hands: the next one is mostly about the same pair."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_frame: Callable[[], None]) -> None:
+        self._on_frame = on_frame
         self._first: tuple[FileState, np.ndarray] | None = None
         self._picture: tuple[FileState, np.ndarray] | None = None
 
@@ -163,7 +175,7 @@ class _Child:
     def _probe(self, path: Path, request: Mapping[str, Any]) -> Clip | StartFrame | StartFrameMatch:
         state = file_state(path)
         if request["kind"] == Clip.__name__:
-            clip, first = look_at_clip(path)
+            clip, first = look_at_clip(path, self._on_frame)
             self._first = state, first
             return clip
         if request["kind"] == StartFrame.__name__:
@@ -175,19 +187,40 @@ class _Child:
             raise clip
         image = Path(request["start_frame"])
         first, picture = _held(self._first, state), _held(self._picture, file_state(image))
-        return match_start_frame(clip, image, picture=picture, first=first)
+        return match_start_frame(clip, image, picture=picture, first=first, on_frame=self._on_frame)
 
 
 def _held(held: tuple[FileState, np.ndarray] | None, state: FileState) -> np.ndarray | None:
     return held[1] if held and held[0] == state else None
 
 
+class _Signs:
+    """Tells a parent now and then that there is progress; without any, the child ends itself after a while."""
+
+    def __init__(self, answers: IO[bytes]) -> None:
+        self._answers = answers
+        self._last = self._seconds = 0.0
+
+    def start(self, seconds: float) -> None:
+        """The parent waits `seconds` for a sign."""
+        self._last, self._seconds = time.monotonic(), seconds
+        faulthandler.dump_traceback_later(seconds + _GRACE_SECONDS, exit=True)
+
+    def give(self) -> None:
+        """One more frame is done."""
+        if time.monotonic() - self._last >= _SIGN_SECONDS:
+            self._answers.write(b"\n")
+            self._answers.flush()
+            self.start(self._seconds)
+
+
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Answers until the parent closes the pipe; ends by itself when a file takes long and nobody is left to end it."""
-    child = _Child()
+    """Answers until the parent closes the pipe; ends by itself where nothing goes on and nobody is left to end it."""
+    signs = _Signs(answers)
+    child = _Child(signs.give)
     for line in requests:
         request = json.loads(line)
-        faulthandler.dump_traceback_later(request["seconds"] + _GRACE_SECONDS, exit=True)
+        signs.start(request["seconds"])
         answer = child.answer(request)
         faulthandler.cancel_dump_traceback_later()
         answers.write(json.dumps(answer).encode() + b"\n")
