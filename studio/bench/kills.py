@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +38,7 @@ LOG = "log.txt"
 _SECONDS = 120
 """Without progress for so long, a process hangs."""
 
-_SERVE = "from studio.bench.kills import serve_forks; serve_forks()"
+_SERVE = "from studio.cli import main; from studio.bench.kills import serve_forks; serve_forks(main)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -162,9 +162,10 @@ def fork_server() -> Iterator[ForkServer]:
         process.communicate()
 
 
-def serve_forks() -> None:
-    """Forks a process for each line of arguments on the input; prints its number, and its exit code once it ended."""
-    from studio.cli import main
+def serve_forks(main: Callable[[list[str]], int]) -> None:
+    """Forks a process that runs `main`, the command line, for each line of arguments on the input; prints its number,
+    and its exit code once it ended.
+    """
     from studio.core.config import ModelConfig
     from studio.core.data.check import check_project
     from studio.core.model.load import load_bundle
