@@ -73,8 +73,8 @@ class ProbeWorker:
         seconds = DEADLINE_SECONDS + SECONDS_PER_MEGABYTE * file_state(path)[1] / 1e6
         process = self._start(path)
         is_late = threading.Event()
-        request = {**request, "kind": kind.__name__, "path": str(path), "seconds": seconds}
-        answer = _exchange(process, request, seconds, is_late)
+        whole = {**request, "kind": kind.__name__, "path": str(path), "seconds": seconds}
+        answer = _exchange(process, whole, seconds, is_late)
         if not answer:
             status = _end(process)
             if self._is_closed:
