@@ -109,7 +109,8 @@ def start_frame_issues(match: StartFrameMatch, subject: str, start_frame: str) -
         )
     measured = f"{match.psnr:.1f} dB, SSIM {match.ssim:.2f}"
     if match.psnr < OTHER_PICTURE_PSNR or match.ssim < OTHER_PICTURE_SSIM or _fits_another_frame(match):
-        better = f"; it fits frame {match.best_frame} best ({match.best_psnr:.1f} dB)" if match.best_frame else ""
+        has_place = match.best_frame > 0 and match.best_psnr >= OTHER_PICTURE_PSNR
+        better = f"; it fits frame {match.best_frame} best ({match.best_psnr:.1f} dB)" if has_place else ""
         return (
             _warning(
                 IssueCode.START_FRAME_DIFFERS,
