@@ -72,11 +72,11 @@ def _prompt(dataset: DatasetConfig) -> str:
 
 
 def _loses_its_captions(dataset: DatasetConfig, plan: MendPlan) -> bool:
-    """True when new captions, or those made from file names, would be others where the strategy stays."""
-    clips = [clip for clip in plan.clips if clip.pair.dataset_id == dataset.id]
-    return any(MendKind.CAPTIONS in clip.changes for clip in clips) or (
-        dataset.caption_strategy == "filename"
-        and any(clip.captions != (_prompt(dataset) + clip.name.split("/")[-1].replace("_", " "),) for clip in clips)
+    """True when captions that are made from file names would be others under the new names."""
+    return dataset.caption_strategy == "filename" and any(
+        clip.captions != (_prompt(dataset) + clip.name.split("/")[-1].replace("_", " "),)
+        for clip in plan.clips
+        if clip.pair.dataset_id == dataset.id
     )
 
 
