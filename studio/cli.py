@@ -10,18 +10,22 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
 from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
 
 if TYPE_CHECKING:
+    from studio.core.events import SampleEvent
+    from studio.core.sample.request import Refinement, SampleRequest
     from studio.core.simpletuner import Project
     from studio.core.types import DatasetReport
+
+Done = TypeVar("Done")
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
@@ -94,20 +98,40 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("project", type=Path, help="a config.json, or a dataset folder")
     fit.set_defaults(run=_fit)
 
-    sample = commands.add_parser("sample", help="animate a start frame")
-    sample.add_argument("--image", type=Path, required=True, help="the start frame")
+    sample = commands.add_parser("sample", help="a video from a start frame, from a clip, or from a prompt alone")
+    sample.add_argument("--image", type=Path, help="the start frame")
+    sample.add_argument("--clip", type=Path, help="a video to go on from; its last seconds are taken")
     sample.add_argument("--prompt", required=True)
     sample.add_argument("--out", type=Path, required=True, help="the mp4 to write; must not exist yet")
-    sample.add_argument("--lora", type=Path, help="a .safetensors LoRA")
-    sample.add_argument("--lora-strength", type=float, default=1.0)
+    sample.add_argument("--lora", type=Path, action="append", default=[], help="a .safetensors LoRA; may come again")
+    sample.add_argument(
+        "--lora-strength", type=float, action="append", help="once for each --lora, in their order (default: 1)"
+    )
+    sample.add_argument(
+        "--strengths", type=float, nargs="+", metavar="S", help="a video for each strength of the first LoRA"
+    )
     sample.add_argument("--model", default="tiny", help="tiny, final, a checkpoint folder or a hub id")
-    sample.add_argument("--negative-prompt", default="")
+    negative = sample.add_mutually_exclusive_group()
+    negative.add_argument("--negative-prompt", default="")
+    negative.add_argument("--published-negative-prompt", action="store_true", help="that of the published demos")
     sample.add_argument("--size", help="HEIGHTxWIDTH in pixels")
     sample.add_argument("--frames", type=int, help="4k+1")
     sample.add_argument("--steps", type=int)
     sample.add_argument("--guidance", type=float)
+    sample.add_argument(
+        "--schedule", choices=("standard", "detailed", "distilled"),
+        help="distilled: 16 steps with the published LoRA (default: detailed after a clip, else standard)",
+    )  # fmt: skip
+    sample.add_argument("--segments", type=int, default=1, help="each goes on from the one before: a long video")
+    sample.add_argument("--overlap", type=int, default=13, help="frames that a segment has of the one before: 4k+1")
+    sample.add_argument("--next-prompt", action="append", default=[], help="of the next segment; may come again")
+    sample.add_argument(
+        "--refine", choices=("no", "space", "space-time"), default="no",
+        help="to 720p with the published LoRA, and at 30 frames per second",
+    )  # fmt: skip
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--attention", choices=("auto", "dense", "sparse"), default="auto")
+    sample.add_argument("--compare-attention", action="store_true", help="two videos, dense and sparse, and the error")
     sample.add_argument(
         "--precision", choices=("no_change", "int8-quanto", "fp8-torchao"), default="no_change",
         help="of the transformer's large linears",
@@ -272,24 +296,24 @@ def _fit(options: argparse.Namespace) -> int:
 
 def _sample(options: argparse.Namespace) -> int:
     from studio.core.config import ModelConfig
-    from studio.core.data.decode import read_image
     from studio.core.errors import ConfigError
     from studio.core.model.load import load_bundle
-    from studio.core.model.lora import LoraFile
-    from studio.core.sample.sampler import SampleRequest, sample
+    from studio.core.sample.compare import attention_variants, relative_error, render_variants, strength_variants
+    from studio.core.sample.sampler import sample, write_rendered
 
     _quiet_libraries()
-    if options.out.exists():
-        raise ConfigError(f"{options.out} exists already.", "Give another name; nothing is overwritten.")
-    height, width = _size(options.size)
-    request = SampleRequest(
-        prompt=options.prompt, negative_prompt=options.negative_prompt, start_frame=read_image(options.image),
-        height=height, width=width, num_frames=options.frames, num_inference_steps=options.steps,
-        guidance_scale=options.guidance, seed=options.seed,
-        loras=(LoraFile(path=options.lora, strength=options.lora_strength),) if options.lora else (),
-    )  # fmt: skip
+    request = _sample_request(options)
     if options.swap < 0:
         raise ConfigError(f"--swap is {options.swap}.", "Give a number of blocks, 0 or more.")
+    if options.compare_attention and options.strengths:
+        raise ConfigError("--strengths and --compare-attention do not go together.", "Give one of them.")
+    variants = attention_variants(request) if options.compare_attention else []
+    if options.strengths:
+        variants = strength_variants(request, options.strengths)
+    outs = [options.out.with_stem(f"{options.out.stem}-{label}") for label, _ in variants] or [options.out]
+    for out in outs:
+        if out.exists():
+            raise ConfigError(f"{out} exists already.", "Give another name; nothing is overwritten.")
     model = ModelConfig(
         source=options.model, attention=options.attention, base_precision=options.precision,
         blocks_to_swap=options.swap, vae_tiling=options.vae_tiling,
@@ -298,12 +322,71 @@ def _sample(options: argparse.Namespace) -> int:
         bundle = load_bundle(model)
         for notice in bundle.notices:
             print(notice, file=sys.stderr)
-        bar = SampleBar()
-        for event in sample(request, bundle, options.out, should_stop=_interrupted()):
-            bar.show(event)
+        should_stop = _interrupted()
+        if not variants:
+            bar = SampleBar()
+            for event in sample(request, bundle, options.out, should_stop=should_stop):
+                bar.show(event)
+        found = []
+        for out, variant in zip(outs, variants, strict=False):
+            bar = SampleBar(variant[0])
+            (done,) = _followed(render_variants([variant], bundle, should_stop=should_stop), bar) or (None,)
+            if done is None:
+                break
+            found.append(done)
+            for event in write_rendered(done.request, bundle, done.rendered, out, done.seconds):
+                bar.show(event)
+        if options.compare_attention and len(found) == len(variants):
+            print(f"The latents under sparse attention are off by {relative_error(*found):.4f} of the dense ones.")
     except OutOfMemory as error:
         raise OutOfMemory(error.message, with_options(error.remedy)) from None
-    return 0 if options.out.exists() else USER_ERROR
+    return 0 if all(out.exists() for out in outs) else USER_ERROR
+
+
+def _sample_request(options: argparse.Namespace) -> SampleRequest:
+    """What the options of `sample` ask for. Raises StudioError."""
+    from studio.core.data.decode import read_image
+    from studio.core.errors import ConfigError
+    from studio.core.model.lora import LoraFile
+    from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest
+    from studio.core.sample.video import read_clip
+
+    height, width = _size(options.size)
+    strengths = options.lora_strength or [1.0] * len(options.lora)
+    if len(strengths) != len(options.lora):
+        raise ConfigError(
+            f"There are {len(options.lora)} --lora and {len(strengths)} --lora-strength.", "Give one for each, or none."
+        )
+    refinements: dict[str, Refinement] = {"no": "none", "space": "space", "space-time": "space and time"}
+    clip, fps = (None, None) if options.clip is None else read_clip(options.clip)
+    return SampleRequest(
+        prompt=options.prompt,
+        negative_prompt=PUBLISHED_NEGATIVE_PROMPT if options.published_negative_prompt else options.negative_prompt,
+        start_frame=None if options.image is None else read_image(options.image),
+        clip=clip,
+        clip_fps=fps,
+        height=height,
+        width=width,
+        num_frames=options.frames,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        schedule=options.schedule,
+        seed=options.seed,
+        loras=tuple(LoraFile(path=path, strength=s) for path, s in zip(options.lora, strengths, strict=True)),
+        num_segments=options.segments,
+        later_prompts=tuple(options.next_prompt),
+        num_overlap_frames=options.overlap,
+        refinement=refinements[options.refine],
+    )
+
+
+def _followed(steps: Generator[SampleEvent, None, Done], bar: SampleBar) -> Done:
+    """What the steps come to, shown as they go."""
+    while True:
+        try:
+            bar.show(next(steps))
+        except StopIteration as end:
+            return end.value
 
 
 def with_options(remedy: str) -> str:

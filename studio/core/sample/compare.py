@@ -58,6 +58,20 @@ def strength_variants(request: SampleRequest, strengths: Sequence[float]) -> lis
     ]
 
 
+def attention_variants(request: SampleRequest) -> list[tuple[str, SampleRequest]]:
+    """The request with dense and with sparse attention, not refined, labelled."""
+    kinds: tuple[Attention, ...] = ("dense", "sparse")
+    return [(kind, replace(request, attention=kind, refinement="none")) for kind in kinds]
+
+
+def relative_error(exact: Variant, found: Variant) -> float:
+    """Norm of the difference of the latents of the last segment over the norm of the exact ones."""
+    a, b = exact.rendered.latents, found.rendered.latents
+    assert a is not None
+    assert b is not None
+    return float((b - a).norm() / a.norm())
+
+
 def render_variants(
     variants: Sequence[tuple[str, SampleRequest]],
     bundle: ModelBundle,
@@ -80,19 +94,15 @@ def compare_attention(
     request: SampleRequest, bundle: ModelBundle, *, should_stop: Callable[[], bool] = lambda: False
 ) -> Generator[SampleEvent, None, AttentionComparison | None]:
     """Yields the events of both samples and returns the comparison; None when it was stopped. Raises as `sample`."""
-    kinds: tuple[Attention, ...] = ("dense", "sparse")
-    variants = [(kind, replace(request, attention=kind, refinement="none")) for kind in kinds]
+    variants = attention_variants(request)
     done = yield from render_variants(variants, bundle, should_stop=should_stop)
     if len(done) < len(variants):
         return None
     dense, sparse = done
-    exact, found = dense.rendered.latents, sparse.rendered.latents
-    assert exact is not None
-    assert found is not None
     return AttentionComparison(
         dense=dense,
         sparse=sparse,
-        error=float((found - exact).norm() / exact.norm()),
+        error=relative_error(dense, sparse),
         psnr=psnr_by_frame(sparse.rendered.frames, dense.rendered.frames),
     )
 

@@ -51,7 +51,7 @@ def sample_into(
 
 
 def new_video(folder: Path) -> Path:
-    """An empty file of the next free name, such as `sample-0007.mp4`, so that nobody else takes it. Raises MediaError."""
+    """An empty file of the next free name, such as `sample-0007.mp4`: nobody else takes it. Raises MediaError."""
     make_folder(folder)
     taken = [int(file.stem.partition("-")[2]) for file in folder.glob("sample-*.mp4") if NAME.fullmatch(file.stem)]
     for number in count(max(taken, default=0) + 1):
@@ -102,6 +102,6 @@ def _video(file: Path) -> GalleryVideo:
 def _check(folder: Path, name: str) -> Path:
     """The file of a video; a name from outside is never a path."""
     file = folder / f"{name}.mp4"
-    if not NAME.fullmatch(name) or not file.is_file():
+    if not NAME.fullmatch(name) or not file.is_file() or not file.stat().st_size:
         raise MediaError(f"There is no video {name[:80]} in the gallery.", "Refresh the gallery.")
     return file

@@ -149,8 +149,8 @@ def resolve_settings(request: SampleRequest, bundle: ModelBundle) -> SampleSetti
         crop=None if shape is None else cover_box(shape[0], shape[1], height, width),
     )
     _check_size(settings, bundle)
-    _check_frames(request, settings, bundle)
     _check_rest(request, settings)
+    _check_frames(request, settings, bundle)
     return settings
 
 

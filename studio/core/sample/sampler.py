@@ -93,7 +93,7 @@ def sample(
     with bundle.lock:
         rendered = yield from frames_of(request, bundle, should_stop=should_stop)
         if rendered is not None:
-            yield from _write(request, bundle, rendered, out, time.perf_counter() - started)
+            yield from write_rendered(request, bundle, rendered, out, time.perf_counter() - started)
 
 
 def render(
@@ -103,7 +103,7 @@ def render(
     started = time.perf_counter()
     rendered = yield from _base_pass(replace(request, refinement="none"), bundle, should_stop, None)
     if rendered is not None:
-        yield from _write(request, bundle, rendered, out, time.perf_counter() - started)
+        yield from write_rendered(request, bundle, rendered, out, time.perf_counter() - started)
 
 
 def frames_of(
@@ -120,6 +120,8 @@ def frames_of(
     """
     settings = resolve_settings(request, bundle)
     generator = generator or torch.Generator().manual_seed(request.seed)
+    is_refined = request.refinement != "none"
+    refining = (LoraFile(path=published_lora(bundle.source, REFINEMENT_LORA)),) if is_refined else ()
     said = "The device ran out of memory when the LoRA was put on."
     with (
         attention_set(bundle, request.attention) as chosen,
@@ -127,13 +129,12 @@ def frames_of(
         loras_applied(bundle.dit, loras_of(request, bundle)),
     ):
         rendered = yield from _base_pass(request, chosen, should_stop, on_step, generator)
-    if rendered is None or request.refinement == "none":
+    if rendered is None or not is_refined:
         return rendered
-    lora = LoraFile(path=published_lora(bundle.source, REFINEMENT_LORA))
     with (
         attention_set(bundle, refining_attention(request, bundle)) as chosen,
         memory_errors(said, lambda: room_for_sample(bundle, settings.size)),
-        loras_applied(bundle.dit, (lora,)),
+        loras_applied(bundle.dit, refining),
     ):
         return (yield from _refine(request, rendered, chosen, should_stop, on_step, generator))
 
@@ -433,10 +434,10 @@ def _started(request: SampleRequest, settings: SampleSettings, bundle: ModelBund
     )
 
 
-def _write(
+def write_rendered(
     request: SampleRequest, bundle: ModelBundle, rendered: Rendered, out: Path, seconds: float
 ) -> Iterator[SampleEvent]:
-    """The mp4 with the settings inside, and the event that says so. Raises MediaError."""
+    """Writes the mp4 with the settings inside, and says so; `seconds` went into rendering. Raises MediaError."""
     yield SamplePhase(name="write", segment=request.num_segments, num_segments=request.num_segments)
     make_folder(out.parent)
     frames, start = rendered.frames, request.start_frame

@@ -11,7 +11,12 @@ import av
 import imageio.v3 as iio
 import numpy as np
 
+from studio.core.data.decode import iterate_frames
+from studio.core.data.probe import probe_clip
 from studio.core.errors import MediaError
+
+CLIP_SECONDS = 6.0
+"""Of a clip that is gone on from; the published model is given the last one."""
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[str, Any]) -> None:
@@ -53,6 +58,13 @@ def read_settings(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError:
         return {}
     return settings if isinstance(settings, dict) else {}
+
+
+def read_clip(path: Path, seconds: float = CLIP_SECONDS) -> tuple[np.ndarray, float]:
+    """(frames uint8 [T, H, W, 3], frames per second) of the end of any clip, to go on from. Raises MediaError."""
+    clip = probe_clip(path)
+    first = max(0, clip.num_frames - round(seconds * clip.fps))
+    return np.stack(list(iterate_frames(clip, range(first, clip.num_frames)))), clip.fps
 
 
 def read_video(path: Path) -> tuple[np.ndarray, float]:
