@@ -19,8 +19,8 @@ from studio.core.events import SampleDone, SampleSaved
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import lora_applied
 from studio.core.runlog import RunFolder
+from studio.core.sample.figures import FROZEN_BELOW, drift, motion, psnr
 from studio.core.sample.sampler import SampleRequest, render
-from studio.core.train.figures import FROZEN_BELOW, drift, motion, psnr
 from studio.core.types import Pair
 
 
