@@ -7,6 +7,7 @@ from pathlib import Path
 
 from studio.core.data.bucket import MODEL_FPS
 from studio.core.data.decode import frames_as_trained, iterate_frames, start_frame_as_trained
+from studio.core.data.findings import fits_another_frame
 from studio.core.errors import MediaError
 from studio.core.sample.video import write_video
 from studio.core.types import Pair
@@ -48,7 +49,7 @@ def _start_frame(pair: Pair) -> str | None:
 
 
 def _best(pair: Pair) -> str | None:
-    if pair.clip is None or pair.match is None or pair.match.best_frame == 0:
+    if pair.clip is None or pair.match is None or not fits_another_frame(pair.match):
         return None
     try:
         return picture_uri(next(iterate_frames(pair.clip, [pair.match.best_frame])), HEIGHT)

@@ -121,7 +121,7 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
                 with gr.Row(elem_classes="player-row"):
                     player = gr.Video(
                         label=w("dataset.player"), show_label=False, interactive=False, loop=True, autoplay=True,
-                        buttons=[], visible=False, height=240, min_width=160, elem_id="clip-player",
+                        buttons=[], visible=False, min_width=160, elem_id="clip-player",
                     )  # fmt: skip
                     beside = gr.HTML(elem_id="start-frame-shown")
                 detail = gr.HTML(elem_id="detail")
@@ -213,20 +213,21 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
             return [gr.skip()] * (2 + len(view))
         return turn(target, 0, selection.ALL if wanted == before else wanted, choice)
 
-    def choose(target: str | None, event: gr.EventData) -> list[Any]:
+    def choose(target: str | None, event: gr.EventData) -> Iterator[list[Any]]:
         opened, index = workshop.opened.get(target or ""), event._data.get("index")
         if opened is None or not isinstance(index, int) or not 0 <= index < len(opened.report.pairs):
-            return [gr.skip()] * len(detailed)
+            yield [gr.skip()] * len(detailed)
+            return
         pair = opened.report.pairs[index]
-        video, pictures = preview(workshop.folder, pair), pictures_of(pair)
+        pictures = pictures_of(pair)
+        said = detail_markup.clip_detail(pair, pictures.first, pictures.best, w)
+        head = detail_markup.detail_head(pair, w)
+        start_frame = detail_markup.start_frame_figure(pictures.start_frame, w)
+        waiting = markup.note(w("dataset.player_wait")) if pair.bucket else ""
+        yield [index, head, gr.update(visible=False), start_frame, waiting + said]
+        video = preview(workshop.folder, pair)
         under = markup.note(w("dataset.player_note", fps=f"{MODEL_FPS:g}")) if video else ""
-        return [
-            index,
-            detail_markup.detail_head(pair, w),
-            gr.update(value=video, visible=video is not None),
-            detail_markup.start_frame_figure(pictures.start_frame, w),
-            under + detail_markup.clip_detail(pair, pictures.first, pictures.best, w),
-        ]
+        yield [index, head, gr.update(value=video, visible=video is not None), start_frame, under + said]
 
     def report(target: str | None) -> list[Any]:
         opened = workshop.opened.get(target or "")
@@ -255,7 +256,7 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     places = [path, page, show, chosen]
     earlier.click(lambda t, at, s, c: turn(t, at - 1, s, c), places, turned, **hidden)
     later.click(lambda t, at, s, c: turn(t, at + 1, s, c), places, turned, **hidden)
-    clips.click(choose, path, detailed, **hidden)
+    clips.click(choose, path, detailed, trigger_mode="always_last", **hidden)
     make_report.click(report, path, [as_page, as_data], **quiet)
 
     def reload() -> list[Any]:

@@ -107,6 +107,7 @@ TEXTS = {
     "dataset.best_frame": "Frame {frame}, which the start frame fits better",
     "dataset.source_frame": "First frame of the file",
     "dataset.crop": "First frame of the file; {share} % is cut off",
+    "dataset.player_wait": "The frames that are trained are being put together for the player…",
     "dataset.player_note": (
         "Exactly the frames that are trained, at the model's {fps} frames a second; compressed for the browser."
     ),

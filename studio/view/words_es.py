@@ -105,6 +105,7 @@ TEXTS = {
     "dataset.best_frame": "Fotograma {frame}, al que se parece más la imagen inicial",
     "dataset.source_frame": "Primer fotograma del archivo",
     "dataset.crop": "Primer fotograma del archivo; se recorta el {share} %",
+    "dataset.player_wait": "Se preparan para el reproductor los fotogramas que se entrenan…",
     "dataset.player_note": (
         "Exactamente los fotogramas que se entrenan, a los {fps} por segundo del modelo; comprimidos para el navegador."
     ),

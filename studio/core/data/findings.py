@@ -108,9 +108,9 @@ def start_frame_issues(match: StartFrameMatch, subject: str, start_frame: str) -
             ),
         )
     measured = f"{match.psnr:.1f} dB, SSIM {match.ssim:.2f}"
-    if match.psnr < OTHER_PICTURE_PSNR or match.ssim < OTHER_PICTURE_SSIM or _fits_another_frame(match):
-        has_place = match.best_frame > 0 and match.best_psnr >= OTHER_PICTURE_PSNR
-        better = f"; it fits frame {match.best_frame} best ({match.best_psnr:.1f} dB)" if has_place else ""
+    if match.psnr < OTHER_PICTURE_PSNR or match.ssim < OTHER_PICTURE_SSIM or fits_another_frame(match):
+        is_inside = fits_another_frame(match)
+        better = f"; it fits frame {match.best_frame} best ({match.best_psnr:.1f} dB)" if is_inside else ""
         return (
             _warning(
                 IssueCode.START_FRAME_DIFFERS,
@@ -123,8 +123,10 @@ def start_frame_issues(match: StartFrameMatch, subject: str, start_frame: str) -
     return ()
 
 
-def _fits_another_frame(match: StartFrameMatch) -> bool:
-    return match.best_frame > 0 and match.best_psnr - match.psnr >= OTHER_FRAME_DECIBELS
+def fits_another_frame(match: StartFrameMatch) -> bool:
+    """True when the start frame is of this clip, but not its first frame."""
+    gain = match.best_psnr - match.psnr
+    return match.best_frame > 0 and gain >= OTHER_FRAME_DECIBELS and match.best_psnr >= OTHER_PICTURE_PSNR
 
 
 def name_duplicates(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
