@@ -141,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.set_defaults(run=_sample)
 
     bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device, or a check")
-    bench.add_argument("parts", nargs="*", metavar="PART", help="speed, memory and fit (all three when none is named), or check")
+    bench.add_argument(
+        "parts", nargs="*", metavar="PART", help="speed, memory and fit (all three when none is named), or check"
+    )
     bench.set_defaults(run=_bench)
 
     ui = commands.add_parser("ui", help="open the app in the browser (default)")
@@ -240,7 +242,7 @@ def _mend(options: argparse.Namespace) -> int:
     bar = CountBar("mending", "clip", only_for_people=True)
     try:
         folder = write_mends(
-            plan, options.into, progress=bar.show, should_stop=_interrupted("Stopping; nothing is kept")
+            plan, options.into, progress=bar.show, should_stop=_interrupted("Stopping, and nothing is kept")
         )
     finally:
         bar.close()
