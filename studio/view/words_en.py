@@ -350,7 +350,7 @@ VERDICTS = {
     "image_unreadable": "Picture not readable",
     "clip_too_short": "Clip too short",
     "frames_off_stride": "Number of frames does not fit",
-    "frames_trimmed": "Frames left out at the end",
+    "frames_trimmed": "Fewer frames than asked for",
     "frame_rate_other": "Another frame rate",
     "size_not_legal": "Size does not fit the model",
     "size_off_grid": "Size is off the grid",
