@@ -371,7 +371,7 @@ MENDS: dict[str, str] = {
     "caption_unreadable": "Guarda la descripción como texto UTF-8.",
     "start_frame_differs": "Toma el primer fotograma del clip, o empieza el clip donde la imagen.",
     "start_frame_blank": "Toma el primer fotograma del clip, o pon otra imagen.",
-    "clip_static": "Cámbialo por un clip en el que algo se mueva, o bórralo.",
+    "clip_static": "Déjalo si el modelo debe aprender quietud; si no, cámbialo o bórralo.",
     "scene_cut": "Divide el clip en sus escenas.",
     "near_duplicate": "Quédate con uno de los dos.",
     "clip_rotated": "Nada que hacer: se entrena derecho.",

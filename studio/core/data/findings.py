@@ -70,7 +70,7 @@ def clip_issues(clip: Clip, subject: str, assignment: Assignment) -> tuple[Issue
                 IssueCode.CLIP_STATIC,
                 subject,
                 f"Nothing moves in {subject}: no spot changes by more than {clip.motion:.0f} of 255 levels.",
-                "Replace it by a clip in which something moves, or delete it.",
+                "Leave it if the model is to learn stillness; otherwise replace it, or delete it.",
             )
         )
     cuts = [cut for cut in clip.cuts if cut <= _last_frame(assignment)]
