@@ -15,9 +15,10 @@ from tempfile import TemporaryDirectory
 import av
 import imageio_ffmpeg
 import numpy as np
+from PIL import Image
 
 from studio.core.types import IssueCode
-from tests.data.bad_input.corpus import Case, case, error, good_clip, good_image, noise, picture, warning
+from tests.data.bad_input.corpus import Case, case, encoded, error, good_clip, good_image, noise, picture, warning
 
 DAMAGED, UNREADABLE = IssueCode.CLIP_DAMAGED, IssueCode.CLIP_UNREADABLE
 NUM_MUTANTS = 60
@@ -142,7 +143,7 @@ def _holes() -> Iterable[Case]:
     yield _bad("many_flips", whole[:middle] + bytes(b ^ 0x55 for b in whole[middle:]), "", DAMAGED)
     claims = bytearray(whole)
     claims[start : start + 4] = b"\x7f\xff\xff\xff"
-    yield case("mdat_claims_2_gb", clip=bytes(claims))
+    yield case("mdat_claims_2_gb", clip=bytes(claims), image=good_image(128, 192))
     claims = bytearray(long_clip(index_in_front=False))
     start, _ = _box(claims, b"mdat")
     claims[start : start + 4] = b"\x7f\xff\xff\xff"
@@ -153,7 +154,7 @@ def _holes() -> Iterable[Case]:
     yield _unforeseen("claims_4_billion_frames", whole[:count] + b"\xff" * 4 + whole[count + 4 :])
     table = whole.index(b"stco") + 8
     yield _unforeseen("offset_beyond_the_end", whole[:table] + b"\x7f\xff\xff\xff" + whole[table + 4 :])
-    yield case("trailing_noise", clip=whole + noise(11, 500))
+    yield case("trailing_noise", clip=whole + noise(11, 500), image=good_image(128, 192))
 
 
 def _odd() -> Iterable[Case]:
@@ -189,7 +190,8 @@ def _odd() -> Iterable[Case]:
     yield case("sound_too", clip=_with_streams(sound=True))
     yield case("two_videos", clip=_with_streams(videos=2))
     varying = _with_streams(times=[0, 1, 2, 3, 4, 7, 10, 13, 16])
-    yield case("variable_rate", warning(other_rate, "variable_rate.mp4"), clip=varying)
+    says = [warning(code, "variable_rate.mp4") for code in (other_rate, IssueCode.FRAME_RATE_VARIES)]
+    yield case("variable_rate", *says, clip=varying, words="from 5 to 15 frames a second")
     yield from _remuxed()
 
 
@@ -221,23 +223,25 @@ def _remuxed() -> Iterable[Case]:
     """What FFmpeg's program makes of the long clip without coding it again."""
     for angle in (90, 180, 270):
         turned = _ffmpeg("-display_rotation", angle, "-i", "long.mp4", "-c", "copy")
-        size = (192, 128) if angle % 180 else (128, 192)
-        yield case(f"turned_{angle}", clip=turned, image=good_image(*size))
-    yield case("edit_list", clip=_ffmpeg("-ss", "0.53", "-i", "long.mp4", "-c", "copy"))
-    yield case("edit_list_before_the_end", clip=_ffmpeg("-i", "long.mp4", "-t", "1.0", "-c", "copy"))
+        shown = Image.fromarray(picture(0, 128, 192)).rotate(angle, expand=True)
+        yield case(f"turned_{angle}", clip=turned, image=encoded(shown))
+    first = good_image(128, 192)
+    later = warning(IssueCode.START_FRAME_DIFFERS, "edit_list.mp4")
+    yield case("edit_list", later, clip=_ffmpeg("-ss", "0.53", "-i", "long.mp4", "-c", "copy"), image=first)
+    yield case("edit_list_before_the_end", clip=_ffmpeg("-i", "long.mp4", "-t", "1.0", "-c", "copy"), image=first)
     for name, flags in {
         "fragmented": "frag_keyframe+empty_moov",
         "fragmented_every_frame": "frag_every_frame+empty_moov+default_base_moof",
         "dash_segments": "dash",
     }.items():
-        yield case(name, clip=_ffmpeg("-i", "long.mp4", "-c", "copy", "-movflags", flags))
+        yield case(name, clip=_ffmpeg("-i", "long.mp4", "-c", "copy", "-movflags", flags), image=first)
     whole = _ffmpeg("-i", "long.mp4", "-c:v", "libx264", "-g", "6", "-movflags", "frag_keyframe+empty_moov")
     start = whole.index(b"moof", len(whole) // 2) - 4
     end = start + struct.unpack(">I", whole[start : start + 4])[0]
     for name, place in {"half": len(whole) // 2, "in_a_head": start + 20, "after_a_head": end}.items():
         yield _bad(f"fragmented_cut_{name}", whole[:place], "readable up to frame", DAMAGED)
-    yield case("long_after_an_offset", clip=_ffmpeg("-itsoffset", "3", "-i", "long.mp4", "-c", "copy"))
-    yield case("matroska_in_mp4_name", clip=_ffmpeg("-i", "long.mp4", "-c", "copy", kind="mkv"))
+    yield case("long_after_an_offset", clip=_ffmpeg("-itsoffset", "3", "-i", "long.mp4", "-c", "copy"), image=first)
+    yield case("matroska_in_mp4_name", clip=_ffmpeg("-i", "long.mp4", "-c", "copy", kind="mkv"), image=first)
 
 
 def _ffmpeg(*arguments: object, kind: str = "mp4") -> bytes:

@@ -241,31 +241,39 @@ def names() -> Iterable[Case]:
     yield odd("link_to_a_folder", {"etc": Link("/etc")}, warning(skipped, "etc"), words="links to folders")
     yield odd("link_to_a_device", {"a.mp4": Link("/dev/zero")}, warning(skipped, "a.mp4"), words="regular file")
     yield odd("caption_from_a_device", {"a.txt": Link("/dev/zero")}, warning(skipped, "a.txt"), words="regular file")
-    yield odd("link_to_a_file", {"linked.mp4": Link("good.mp4"), **_companions("linked")})
+    yield odd("link_to_a_file", {"linked.mp4": Link("good.mp4"), **_companions("linked")}, _copy("linked.mp4"))
     for suffix in ("mp4", "png", "txt"):
         yield odd(f"pipe_{suffix}", {f"p.{suffix}": PIPE}, warning(skipped, f"p.{suffix}"), words="regular file")
     for suffix in ("avi", "gif", "heic", "TS"):
         yield odd(f"foreign_{suffix}", {f"a.{suffix}": b"?"}, warning(skipped, f"a.{suffix}"), words="not read")
     yield odd("hidden", {".a.mp4": b"", "._good.mp4": b"\0\5\x16\7", ".DS_Store": b"", "Thumbs.db": b""})
     twice = [error(duplicate, f"good.{suffix}") for suffix in ("mp4", "MP4")]
-    yield odd("clips_of_two_cases", {"good.MP4": good_clip()}, *twice, words="2 clips")
+    yield odd("clips_of_two_cases", {"good.MP4": good_clip()}, *twice, _copy("good.mp4"), words="2 clips")
     twice = [error(duplicate, f"good.{suffix}") for suffix in ("mp4", "mkv")]
-    yield odd("clips_of_two_kinds", {"good.mkv": good_clip(suffix="mkv")}, *twice, words="2 clips")
+    yield odd("clips_of_two_kinds", {"good.mkv": good_clip(suffix="mkv")}, *twice, _copy("good.mp4"), words="2 clips")
     second = {"good.jpg": good_image(kind="JPEG")}
     yield odd("two_start_frames", second, error(duplicate, "good.mp4"), words="2 start frames")
     yield odd("two_captions", {"good.TXT": b"other"}, error(duplicate, "good.mp4"), words="2 caption files")
-    yield odd("same_stem_in_two_folders", {f"sub/{name}": content for name, content in _trio("good").items()})
+    twins = {f"sub/{name}": content for name, content in _trio("good").items()}
+    yield odd("same_stem_in_two_folders", twins, _copy("sub/good.mp4"))
     yield odd("orphan_image", {"z.png": good_image()}, warning(IssueCode.START_FRAME_ORPHAN, "z.png"), words="no clip")
     for name, clip, other in (("case", "Cat", "cat"), ("unicode_form", "caf\u00e9", "cafe\u0301")):
-        yield odd(f"loose_{name}", {f"{clip}.mp4": good_clip(), **_companions(other)}, warning(loose, f"{clip}.mp4"))
+        says = [warning(loose, f"{clip}.mp4"), _copy("good.mp4")]
+        yield odd(f"loose_{name}", {f"{clip}.mp4": good_clip(), **_companions(other)}, *says)
     composed, decomposed = _trio("caf\u00e9"), _trio("cafe\u0301")
-    yield Case(name="unicode_twins", files=composed | decomposed)
+    says = frozenset({_copy("caf\u00e9.mp4")})
+    yield Case(name="unicode_twins", files=composed | decomposed, says=says)
     yield odd(
         "no_start_frame",
         {"a.mp4": good_clip(), "a.txt": b"a"},
         error(IssueCode.START_FRAME_MISSING, "a.mp4"),
+        _copy("good.mp4"),
         words="a.png",
     )
+
+
+def _copy(subject: str) -> Said:
+    return warning(IssueCode.NEAR_DUPLICATE, subject)
 
 
 def _trio(stem: str) -> dict[str | bytes, Content]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from studio.core.types import IssueCode
-from tests.data.bad_input.corpus import Case, case, encoded, error, good_clip, good_image, noise, picture, warning
+from tests.data.bad_input.corpus import Case, Said, case, encoded, error, good_clip, good_image, noise, picture, warning
 
 
 def images() -> Iterable[Case]:
@@ -87,13 +87,31 @@ def _huge() -> Iterable[Case]:
     yield _bad("huge_jpeg", bytes(jpeg), "64 million pixels", ".jpg")
 
 
+_STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+"""How a camera stores what its EXIF orientation turns upright."""
+
+
+def _differs(name: str) -> Said:
+    return warning(IssueCode.START_FRAME_DIFFERS, f"{name}.mp4")
+
+
 def _odd_but_good() -> Iterable[Case]:
     drawn = _drawn()
-    for mode in ("L", "LA", "P", "1", "RGBA"):
+    for mode in ("L", "LA", "RGBA"):
         yield case(f"mode_{mode}", image=encoded(drawn.convert(mode)))
+    for mode in ("P", "1"):
+        yield case(f"mode_{mode}", _differs(f"mode_{mode}"), image=encoded(drawn.convert(mode)), words="dB")
     blank = warning(IssueCode.START_FRAME_BLANK, "mode_16_bit.mp4")
     yield case("mode_16_bit", blank, image=encoded(Image.fromarray(np.full((64, 96), 0x8000, np.uint16))))
-    yield case("palette_clear", image=encoded(drawn.convert("P"), transparency=0))
+    yield case("palette_clear", _differs("palette_clear"), image=encoded(drawn.convert("P"), transparency=0))
     yield case("cmyk", image=encoded(drawn.convert("CMYK"), "JPEG"), image_suffix=".jpg")
     yield case("grey_jpeg", image=encoded(drawn.convert("L"), "JPEG"), image_suffix=".jpeg")
     yield case("progressive", image=encoded(drawn, "JPEG", progressive=True), image_suffix=".jpg")
@@ -106,15 +124,21 @@ def _odd_but_good() -> Iterable[Case]:
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn
-        upright = drawn if turn < 5 else drawn.transpose(Image.Transpose.ROTATE_90)
-        turned = encoded(upright, "JPEG", exif=exif)
+        as_stored = drawn.transpose(_STORED[turn]) if turn in _STORED else drawn
+        turned = encoded(as_stored, "JPEG", exif=exif, quality=95)
         yield case(f"exif_{turn}", image=turned, image_suffix=".jpg")
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways = warning(IssueCode.ASPECT_MISMATCH, "exif_sideways.mp4")
-    yield case("exif_sideways", sideways, image=encoded(drawn, "JPEG", exif=exif), image_suffix=".jpg")
+    yield case(
+        "exif_sideways",
+        sideways,
+        _differs("exif_sideways"),
+        image=encoded(drawn, "JPEG", exif=exif),
+        image_suffix=".jpg",
+    )
     square = warning(IssueCode.ASPECT_MISMATCH, "square.mp4")
-    yield case("square", square, image=good_image(96, 96), words="96x96")
+    yield case("square", square, _differs("square"), image=good_image(96, 96), words="96x96")
     sliver = [warning(code, "one_pixel_high.mp4") for code in (IssueCode.ASPECT_MISMATCH, IssueCode.START_FRAME_BLANK)]
     yield case("one_pixel_high", *sliver, image=good_image(1, 96))
     yield _bad("text_bomb", _with_text(drawn), "damaged")
