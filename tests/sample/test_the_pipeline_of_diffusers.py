@@ -14,7 +14,7 @@ from studio.core.sample.request import SampleRequest
 from studio.core.sample.sampler import sample
 from studio.core.sample.video import read_video, write_video
 
-SMALL = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 2}
+SMALL = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
 PICTURE = np.random.default_rng(0).integers(0, 255, (64, 80, 3), np.uint8)
 
 
@@ -104,11 +104,11 @@ def test_outputs_are_what_diffusers_calls_them(pipe):
         return pipe("it moves", generator=seeded(0), output_type=kind, **SMALL, **options)
 
     floats = output("np").frames[0]
-    assert (floats.shape, floats.dtype) == ((5, 64, 64, 3), np.float32)
+    assert (floats.shape, floats.dtype) == ((5, 32, 32, 3), np.float32)
     tensors = output("pt", return_dict=False)[0][0]
     torch.testing.assert_close(tensors.permute(0, 2, 3, 1), torch.from_numpy(floats))
     np.testing.assert_array_equal(stack(output("pil").frames[0]), (floats * 255).round())
-    assert output("latent").frames[0].shape == (1, 16, 2, 8, 8)
+    assert output("latent").frames[0].shape == (1, 16, 2, 4, 4)
 
 
 def test_a_callback_sees_every_step_may_change_latents_and_may_interrupt(pipe):
@@ -119,7 +119,7 @@ def test_a_callback_sees_every_step_may_change_latents_and_may_interrupt(pipe):
 
     plain = pipe("it moves", generator=seeded(0), output_type="latent", callback_on_step_end=watch, **SMALL).frames[0]
     assert [(mine, step) for mine, step, _, _ in seen] == [(True, 0), (True, 1)]
-    assert seen[0][2:] == (1000.0, (1, 16, 2, 8, 8))
+    assert seen[0][2:] == (1000.0, (1, 16, 2, 4, 4))
     changed = pipe(
         "it moves", generator=seeded(0), output_type="latent",
         callback_on_step_end=lambda _pipe, _step, _at, tensors: {"latents": tensors["latents"] * 0}, **SMALL,

@@ -23,9 +23,9 @@ from studio.core.sample.request import SampleRequest, default_size, refined_size
 from studio.core.sample.sampler import frames_of, sample
 from studio.core.sample.video import read_settings
 
-SMALL = {"height": 64, "width": 64, "num_frames": 17, "num_inference_steps": 2}
+SMALL = {"height": 32, "width": 32, "num_frames": 17, "num_inference_steps": 2}
 SMALLER = {"height": 32, "width": 32, "num_frames": 5, "num_inference_steps": 2}
-CLIP = np.random.default_rng(0).integers(0, 255, (20, 64, 64, 3), np.uint8)
+CLIP = np.random.default_rng(0).integers(0, 255, (20, 32, 32, 3), np.uint8)
 
 
 def rendered(request, bundle, **options):
@@ -59,7 +59,7 @@ def checkpoint(tiny_bundle, tmp_path):
 def test_without_a_picture_it_is_text_to_video(tiny_bundle):
     _, one = rendered(SampleRequest(prompt="a red circle moves right", seed=1, **SMALL), tiny_bundle)
     _, other = rendered(SampleRequest(prompt="a red circle moves right", seed=2, **SMALL), tiny_bundle)
-    assert one.frames.shape == (17, 64, 64, 3)
+    assert one.frames.shape == (17, 32, 32, 3)
     assert len(one.before) == 0
     assert (one.frames != other.frames).mean() > 0.5
 
@@ -166,7 +166,9 @@ def test_a_refined_continuation_keeps_the_clip_at_the_new_rate(checkpoint):
 
 
 def test_attention_may_differ_for_one_sample(tiny_bundle):
-    request = SampleRequest(prompt="it moves", attention="sparse", **{**SMALL, "num_inference_steps": 1})
+    request = SampleRequest(
+        prompt="it moves", attention="sparse", **{**SMALL, "height": 64, "width": 64, "num_inference_steps": 1}
+    )
     _, sparse = rendered(request, tiny_bundle)
     _, dense = rendered(replace(request, attention="dense"), tiny_bundle)
     assert (sparse.attention.kind, dense.attention.kind) == ("sparse", "dense")
