@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from studio.core.data.bucket import MODEL_FPS
+from studio.core.data.findings import fits_another_frame
 from studio.core.data.treatment import Treatment, treatment_of
 from studio.core.geometry import Grid, GridSpec
 from studio.core.types import Clip, Pair
@@ -89,7 +90,7 @@ def _start_frame(pair: Pair, w: Words) -> list[Fact]:
         return facts
     likeness = w("fact.likeness", psnr=w.number(match.psnr, 1), ssim=w.number(match.ssim, 3))
     facts.append(Fact(w("fact.like_first"), likeness))
-    if match.best_frame:
+    if fits_another_frame(match):
         best = w("fact.best_frame", frame=match.best_frame + 1, psnr=w.number(match.best_psnr, 1))
         facts.append(Fact(w("fact.like_best"), best))
     return facts

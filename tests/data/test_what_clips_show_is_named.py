@@ -171,7 +171,7 @@ def said(tmp_path):
 def test_a_cut_is_named_only_where_it_is_trained(tmp_path, said, ride, talk):
     write(tmp_path / "a.mp4", ride[:20] + talk[:20])
     cut = said(num_frames=21)[IssueCode.SCENE_CUT, "a.mp4"]
-    assert "a.mp4 has another scene from frame 20 (1.3 s) on" in cut
+    assert "a.mp4 has another scene from frame 21 (1.3 s) on" in cut
     assert said(num_frames=17) == {}
 
 
@@ -210,7 +210,7 @@ def test_a_start_frame_from_later_in_the_clip_is_named_with_the_frame_it_fits(in
     Image.fromarray(ride[index]).save(tmp_path / "a.jpg", quality=80)
     issues = said_beside(clip, tmp_path / "a.jpg")
     assert set(issues) == {IssueCode.START_FRAME_DIFFERS}
-    assert f"it fits frame {index} best" in issues[IssueCode.START_FRAME_DIFFERS]
+    assert f"it fits frame {index + 1} best" in issues[IssueCode.START_FRAME_DIFFERS]
 
 
 def test_start_frames_of_other_clips_are_named(tmp_path, said, ride, talk):

@@ -75,7 +75,7 @@ def clip_issues(clip: Clip, subject: str, assignment: Assignment) -> tuple[Issue
         )
     cuts = [cut for cut in clip.cuts if cut <= _last_frame(assignment)]
     if cuts:
-        places = ", ".join(f"frame {cut} ({cut / clip.fps:.1f} s)" for cut in cuts[:3])
+        places = ", ".join(f"frame {cut + 1} ({cut / clip.fps:.1f} s)" for cut in cuts[:3])
         more = f" and {len(cuts) - 3} more" if len(cuts) > 3 else ""
         issues.append(
             _warning(
@@ -110,7 +110,7 @@ def start_frame_issues(match: StartFrameMatch, subject: str, start_frame: str) -
     measured = f"{match.psnr:.1f} dB, SSIM {match.ssim:.2f}"
     if match.psnr < OTHER_PICTURE_PSNR or match.ssim < OTHER_PICTURE_SSIM or fits_another_frame(match):
         is_inside = fits_another_frame(match)
-        better = f"; it fits frame {match.best_frame} best ({match.best_psnr:.1f} dB)" if is_inside else ""
+        better = f"; it fits frame {match.best_frame + 1} best ({match.best_psnr:.1f} dB)" if is_inside else ""
         return (
             _warning(
                 IssueCode.START_FRAME_DIFFERS,
