@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
-from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report
+from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report, print_sum
 
 if TYPE_CHECKING:
     from studio.core.events import SampleEvent
@@ -165,13 +165,16 @@ def _check(options: argparse.Namespace) -> int:
     from studio.core.data.report import report_to_json
     from studio.view.words import words
 
-    if options.html and options.html.exists():
+    if options.html and os.path.lexists(options.html):
         raise _exists(options.html)
     project, report = _checked(options.path)
     if options.html:
         from studio.view.report_page import report_html
 
         _write_page(options.html, report_html(options.path, report, project, words("en")))
+        if not options.json:
+            print_sum(report)
+            print(f"The report is in {options.html}")
     if options.json:
         print(json.dumps(report_to_json(report), indent=2))
     elif not options.html:
@@ -188,13 +191,14 @@ def _checked(path: Path) -> tuple[Project, DatasetReport]:
     try:
         return check_project(path, progress=bar.show, should_stop=_interrupted("Stopping the check"))
     finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         bar.close()
 
 
 def _write_page(path: Path, page: str) -> None:
     """Writes a new file. Raises StudioError."""
     try:
-        with path.open("x", encoding="utf-8") as file:
+        with path.open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(page)
     except FileExistsError:
         raise _exists(path) from None
@@ -233,8 +237,9 @@ def _mend(options: argparse.Namespace) -> int:
         raise StudioError("There is no --into.", "Name the new folder, or give --dry-run.")
     project, report = _checked(options.path)
     if not choice.kinds:
-        print_offer(offered_mends(project, report))
-        return 0
+        offered = offered_mends(project, report)
+        print_offer(offered)
+        return 0 if offered or report.is_ok else USER_ERROR
     plan = plan_mends(project, report, choice)
     if options.dry_run or options.into is None:
         print_plan(plan)
@@ -253,13 +258,12 @@ def _mend(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from studio.core.data.check import check_project
     from studio.core.model.load import load_bundle
     from studio.core.runlog import RunState, newest_unfinished
     from studio.core.train.job import run_inline
 
     _quiet_libraries()
-    project, report = check_project(options.config)
+    project, report = _checked(options.config)
     if not report.is_ok:
         print_report(report)
         return USER_ERROR
@@ -276,13 +280,12 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from studio.core.data.check import check_project
     from studio.core.model.load import load_bundle
     from studio.core.train.fit import fit_of
     from studio.view.terminal import CountBar, print_fit
 
     _quiet_libraries()
-    project, report = check_project(options.project)
+    project, report = _checked(options.project)
     if not report.is_ok:
         print_report(report)
         return USER_ERROR

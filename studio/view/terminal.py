@@ -55,8 +55,10 @@ SIGNS = {Severity.ERROR: "x", Severity.WARNING: "!", Severity.NOTICE: "i"}
 
 
 def write(line: str = "") -> None:
-    """A line to standard output, at once; what would give orders to a terminal is left out."""
-    sys.stdout.write(_CONTROL.sub("", line) + "\n")
+    """A line to standard output, at once; what would give orders to a terminal is left out, and bytes of a name that
+    are no UTF-8 are written out.
+    """
+    sys.stdout.write(_CONTROL.sub("", line).encode("utf-8", "backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 
@@ -72,7 +74,12 @@ def print_report(report: DatasetReport) -> None:
             _print_issue(issue)
     for issue in report.issues:
         _print_issue(issue)
-    write(", ".join(text for _, text in summary_parts(report, w)))
+    print_sum(report)
+
+
+def print_sum(report: DatasetReport) -> None:
+    """How many clips are ready, to mend and unreadable."""
+    write(", ".join(text for _, text in summary_parts(report, words("en"))))
 
 
 def print_problems(report: DatasetReport) -> None:
@@ -102,7 +109,7 @@ def print_offer(offered: Mapping[MendKind, Sequence[Pair]]) -> None:
     w = words("en")
     width = max(map(len, MEND_OPTIONS.values()))
     if not offered:
-        write(w("dataset.no_issue"))
+        write(w("mend.none_offered"))
     for kind, pairs in offered.items():
         write(f"{MEND_OPTIONS[kind]:<{width}}  {len(pairs):>5}  {w(f'mend.kind_{kind.value}')}")
 

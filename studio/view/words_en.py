@@ -90,6 +90,8 @@ TEXTS = {
     "dataset.drop_too_many_remedy": (
         "Put them into a folder and type its path: nothing is copied then, and there is no limit."
     ),
+    "dataset.drop_failed": "The dropped files could not be copied: {reason}.",
+    "dataset.drop_failed_remedy": "Check that the disk is not full, or put them into a folder and type its path.",
     "dataset.drop_twice": "Two files have the name {name}.",
     "dataset.drop_twice_remedy": "Rename one, and drop them again.",
     "dataset.looking": "Looking at the folder…",
@@ -157,6 +159,7 @@ TEXTS = {
     "mend.title": "Mend into a new folder",
     "mend.promise": "Your own files stay as they are. The table shows what each new clip will be.",
     "mend.kinds": "What to mend",
+    "mend.none_offered": "No mend is offered; `python -m studio check` tells what there is to tell.",
     "mend.kind_start_frames": "Take the first frame where there is no start frame",
     "mend.kind_replace_start_frames": "Replace start frames that do not fit their clip",
     "mend.kind_split_scenes": "Split clips at scene cuts",

@@ -1,7 +1,9 @@
 """The command line: what is wrong is said before work begins, an error in one line."""
 
 import json
+import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -46,6 +48,34 @@ def test_a_mended_copy_is_ready_and_the_dataset_is_as_it_was(change, tmp_path, c
     assert main(["check", str(tmp_path / "mended"), "--json"]) == 0
     assert '"ready": 4' in capsys.readouterr().out
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_report_is_a_page_that_overwrites_nothing(project, tmp_path, capsys):
+    page = tmp_path / "report.html"
+    assert main(["check", str(project), "--html", str(page)]) == 0
+    assert "The report is in" in capsys.readouterr().out
+    written = page.read_bytes()
+    assert written.startswith(b"<!DOCTYPE html>")
+    assert main(["check", str(project), "--html", str(page)]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert page.read_bytes() == written
+    assert main(["check", str(project), "--html", str(tmp_path / ("a" * 300 + ".html"))]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are always text")
+def test_a_name_that_is_no_text_is_reported_all_the_same(tmp_path, capsys):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    assert main(["check", str(folder)]) == 1
+    assert "caf\\udce9" in capsys.readouterr().out
+    assert main(["check", str(folder), "--html", str(tmp_path / "report.html")]) == 1
+    assert "caf\\udce9" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_dataset_without_hope_is_offered_no_mend_and_said_so(tmp_path, capsys):
+    assert main(["mend", str(tmp_path)]) == 1
+    assert "No mend is offered" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU blocks are swapped")
