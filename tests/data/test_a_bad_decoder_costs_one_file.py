@@ -14,6 +14,7 @@ from studio.core.data.probe import probe_clip
 from studio.core.data.probe_cache import ProbeCache, to_json
 from studio.core.data.probe_worker import ProbeWorker
 from studio.core.errors import CheckStopped, MediaError
+from studio.core.types import Severity
 
 BAD_DECORD = """
 import os, signal, time
@@ -89,11 +90,12 @@ def test_a_decoder_that_hangs_or_crashes_is_named_and_the_others_are_ready(tmp_p
     assert "crashes.mp4 makes its decoder crash" in pairs["crashes"].issues[0].message
     assert "hangs.mp4: its decoder gave no frame" in pairs["hangs"].issues[0].message
     monkeypatch.delenv("PYTHONPATH")
-    again = check_project(tmp_path, probes=Probes(disk=ProbeCache(tmp_path / "cache")))[1]
-    assert all(pair.is_ready for pair in again.pairs), "what the content did not bring about is not kept"
+    for each in (probes, Probes(disk=ProbeCache(tmp_path / "cache"))):
+        again = check_project(tmp_path, probes=each)[1]
+        assert all(pair.is_ready for pair in again.pairs), "what the content did not bring about is not kept"
 
 
-def test_a_stopped_check_says_how_far_it_came_and_the_next_one_goes_on(tmp_path, add_pair):
+def test_a_stopped_check_says_how_far_it_came_and_the_next_one_goes_on(tmp_path, add_pair, monkeypatch):
     for name in "abcdef":
         add_pair(name)
     seen = []
@@ -104,6 +106,33 @@ def test_a_stopped_check_says_how_far_it_came_and_the_next_one_goes_on(tmp_path,
             probes=Probes(disk=ProbeCache(tmp_path / "cache")),
             should_stop=lambda: bool(seen),
         )
-    kept = len(list((tmp_path / "cache").rglob("*.json")))
+    kept = {entry: entry.stat().st_mtime_ns for entry in (tmp_path / "cache").rglob("*.json")}
     assert kept
+    decoded, probe = [], ProbeWorker.clip
+    monkeypatch.setattr(ProbeWorker, "clip", lambda worker, path: (decoded.append(path), probe(worker, path))[1])
     assert check_project(tmp_path, probes=Probes(disk=ProbeCache(tmp_path / "cache")))[1].is_ok
+    assert len(decoded) < 6
+    assert {entry: entry.stat().st_mtime_ns for entry in kept} == kept, "what was found is not looked at again"
+
+
+def test_a_file_that_changes_while_it_is_checked_is_said_by_name_and_not_decoded_once_more(
+    tmp_path, add_pair, draw_image, draw_clip
+):
+    for name in "abc":
+        add_pair(name)
+
+    def change(done, total):
+        if done == total:
+            draw_clip(tmp_path / "clips" / "a.mp4", num_frames=30)
+            draw_image(tmp_path / "start_frames" / "b.png", height=32)
+
+    a, b, c = check_project(tmp_path, progress=change)[1].pairs
+    assert [issue.message for issue in a.issues if issue.severity is Severity.ERROR] == [
+        "a.mp4 has changed while it was checked."
+    ]
+    assert [issue.message for issue in b.issues if issue.severity is Severity.ERROR] == [
+        "b.png has changed while it was checked."
+    ]
+    assert (a.clip, b.start_frame, a.match, b.match) == (None, None, None, None)
+    assert c.is_ready
+    assert check_project(tmp_path)[1].pairs[0].clip.num_frames == 30

@@ -1,5 +1,6 @@
 """At which size and length a clip is trained, and what is said about it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,23 @@ def test_480x832_is_legal_but_not_on_the_grid():
     assert issues[IssueCode.SIZE_OFF_GRID].severity is Severity.NOTICE
 
 
+@pytest.mark.parametrize(
+    ("alignment", "resolution_type", "words"),
+    [
+        (16, "pixel", "it keeps its size; its bucket 480x832 is not on that grid either"),
+        (32, "published", "it keeps its size; its bucket 480x832 is not on that grid either"),
+        (64, "pixel", "it is resized to 512x832 and 6% is cropped."),
+    ],
+)
+def test_a_bucket_that_is_not_on_the_grid_either_is_said_to_leave_attention_blocks_partial(
+    alignment, resolution_type, words
+):
+    _, issues = assign(clip(480, 832), alignment=alignment, resolution=480, resolution_type=resolution_type)
+    message = issues[IssueCode.SIZE_OFF_GRID].message
+    assert words in message
+    assert ("attention blocks" in message) == (alignment != 64)
+
+
 def test_a_clip_that_fits_its_bucket_raises_nothing():
     bucket, issues = assign(clip(448, 896), resolution=0.4, resolution_type="area")
     assert (bucket.height, bucket.width) == (448, 896)
@@ -144,18 +162,39 @@ def test_a_start_frame_of_another_aspect_is_a_warning_naming_both_sizes(size, fi
         assert "1024x1024" in issue.message
 
 
-def test_a_bucket_that_does_not_fill_a_batch_is_a_warning_and_repeats_count():
-    bucket = Bucket(num_frames=93, height=448, width=832)
-    pair = Pair(
-        dataset_id="clips",
+def ready_pair(dataset_id="clips"):
+    return Pair(
+        dataset_id=dataset_id,
         name="a",
         clip=clip(),
         clip_path=Path("a.mp4"),
         start_frame=None,
         captions=("",),
-        bucket=bucket,
+        bucket=Bucket(num_frames=93, height=448, width=832),
         issues=(),
     )
+
+
+def test_a_bucket_that_does_not_fill_a_batch_is_a_warning_and_repeats_count():
+    pair = ready_pair()
     (issue,) = small_buckets([pair], DataConfig(datasets=(dataset(),), train_batch_size=2))
     assert issue.code is IssueCode.BUCKET_TOO_SMALL
     assert small_buckets([pair], DataConfig(datasets=(dataset(repeats=1),), train_batch_size=2)) == ()
+
+
+@pytest.mark.parametrize(("is_eval", "eval_dataset_id"), [(True, None), (False, "held")])
+def test_held_out_clips_fill_no_batch_and_need_not_fill_one(is_eval, eval_dataset_id):
+    data = DataConfig(datasets=(dataset(), dataset(id="held", is_eval=is_eval)), train_batch_size=4)
+    held = [ready_pair("held")] * 3
+    (issue,) = small_buckets([ready_pair(), *held], data, eval_dataset_id)
+    assert "holds 1, fewer than the batch size 4" in issue.message
+    assert (
+        small_buckets(
+            [ready_pair()] * 4 + [replace(held[0], bucket=Bucket(num_frames=93, height=832, width=448))],
+            data,
+            eval_dataset_id,
+        )
+        == ()
+    )
+    (issue,) = small_buckets(held, data, eval_dataset_id)
+    assert "holds 3" in issue.message, "they are trained on when there is no other"

@@ -228,8 +228,9 @@ def _sizes(clip: Clip, subject: str, bucket: Bucket, spec: GridSpec) -> list[Iss
     """Two facts about the clip's own size, shown apart: legal for the model, and on the grid."""
     treatment = treat(clip, bucket, spec=spec)
     share = f"{treatment.share_cropped:.0%} is" if treatment.share_cropped >= 0.005 else "nothing is"
-    fate = f"it is resized to {bucket.height}x{bucket.width} and {share} cropped"
     size, unit, grid = f"{clip.height}x{clip.width}", spec.pixel_multiple, spec.bucket_alignment
+    target = f"{bucket.height}x{bucket.width}"
+    fate = "it keeps its size" if size == target else f"it is resized to {target} and {share} cropped"
     issues = []
     if not treatment.is_legal:
         issues.append(
@@ -242,6 +243,8 @@ def _sizes(clip: Clip, subject: str, bucket: Bucket, spec: GridSpec) -> list[Iss
             )
         )
     if not treatment.is_on_grid:
+        if bucket.height % grid or bucket.width % grid:
+            fate += f"; its bucket {target} is not on that grid either, so attention blocks at its edges are partial"
         issues.append(
             Issue(
                 code=IssueCode.SIZE_OFF_GRID,
@@ -268,11 +271,18 @@ def aspect_issue(clip: Clip, start_frame: StartFrame, subject: str) -> Issue | N
     )
 
 
-def small_buckets(pairs: Iterable[Pair], data: DataConfig) -> tuple[Issue, ...]:
-    """Warnings for buckets whose ready pairs, repeats counted, do not fill one batch."""
+def pairs_to_train(pairs: Iterable[Pair], data: DataConfig, eval_dataset_id: str | None) -> tuple[Pair, ...]:
+    """The ready pairs, without those of validation datasets unless there is no other."""
+    ready = tuple(pair for pair in pairs if pair.is_ready)
+    held_out = {dataset.id for dataset in data.datasets if dataset.is_eval} | {eval_dataset_id}
+    return tuple(pair for pair in ready if pair.dataset_id not in held_out) or ready
+
+
+def small_buckets(pairs: Iterable[Pair], data: DataConfig, eval_dataset_id: str | None = None) -> tuple[Issue, ...]:
+    """Warnings for buckets whose pairs to train, repeats counted, do not fill one batch."""
     counts: dict[Bucket, int] = {}
-    for pair in pairs:
-        if pair.is_ready and pair.bucket:
+    for pair in pairs_to_train(pairs, data, eval_dataset_id):
+        if pair.bucket:
             repeats = data.by_id[pair.dataset_id].repeats
             counts[pair.bucket] = counts.get(pair.bucket, 0) + 1 + repeats
     return tuple(

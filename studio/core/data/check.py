@@ -17,7 +17,7 @@ from studio.core.data.bucket import (
 )
 from studio.core.data.findings import clip_issues, name_duplicates, start_frame_issues
 from studio.core.data.pair import PairedFiles, orphan_frames, pair_files
-from studio.core.data.probes import Probes, Progress, probe_all
+from studio.core.data.probes import Findings, Probes, Progress, probe_all
 from studio.core.data.scan import Scan, relative_name, scan_folder
 from studio.core.errors import DamagedClipError, MediaError
 from studio.core.geometry import GridSpec
@@ -43,13 +43,20 @@ def check_project(
         CheckStopped: as `check_dataset`.
     """
     project = read_project(path)
-    report = check_dataset(project.run.data, progress=progress, probes=probes, should_stop=should_stop)
+    report = check_dataset(
+        project.run.data,
+        eval_dataset_id=project.run.validation.eval_dataset_id,
+        progress=progress,
+        probes=probes,
+        should_stop=should_stop,
+    )
     return project, replace(report, issues=project.issues + report.issues)
 
 
 def check_dataset(
     data: DataConfig,
     *,
+    eval_dataset_id: str | None = None,
     progress: Progress | None = None,
     probes: Probes | None = None,
     should_stop: ShouldStop | None = None,
@@ -57,7 +64,7 @@ def check_dataset(
     """Every clip of the `video` datasets with its start frame, captions, bucket and problems.
 
     Decodes each clip once, and again only to find the frame that a start frame fits; `probes` from an earlier check
-    saves that for files that have not changed.
+    saves that for files that have not changed. `eval_dataset_id` names a dataset that is not trained on.
 
     Raises:
         CheckStopped: `should_stop` said so; what was found until then is kept, so that the next check goes on.
@@ -74,13 +81,15 @@ def check_dataset(
             todo += [(dataset, files, scans[dataset.id]) for files in found]
             used.update(path for files in found for path in files.claimed)
     try:
-        probe_all([(files.clip, files.start_frame) for _, files, _ in todo], probes, progress, should_stop)
+        seen = probe_all([(files.clip, files.start_frame) for _, files, _ in todo], probes, progress, should_stop)
     finally:
         probes.disk.drop_old()
-    pairs = [_check_pair(dataset, files, scan, data, probes) for dataset, files, scan in todo]
+    pairs = [
+        _check_pair(dataset, files, scan, data, seen[files.clip, files.start_frame]) for dataset, files, scan in todo
+    ]
     kept = name_duplicates(leave_out_surplus(pairs, data))
     issues += _orphans(data, scans, frozenset(used))
-    issues += small_buckets(kept, data) + emptied_datasets(kept)
+    issues += small_buckets(kept, data, eval_dataset_id) + emptied_datasets(kept)
     return DatasetReport(pairs=kept, issues=tuple(issues))
 
 
@@ -185,16 +194,15 @@ def _frame_folders(dataset: DatasetConfig, scans: dict[str, Scan]) -> dict[str, 
     return {name: scans[name] for name in dataset.conditioning_ids if name in scans}
 
 
-def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: DataConfig, probes: Probes) -> Pair:
+def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: DataConfig, seen: Findings) -> Pair:
     shown = relative_name(files.clip, scan.root)
     issues = list(files.issues)
-    clip = probes.clip(files.clip)
+    clip, start_frame = seen.clip, seen.start_frame
     if isinstance(clip, MediaError):
         damaged = isinstance(clip, DamagedClipError)
         code = IssueCode.CLIP_DAMAGED if damaged else IssueCode.CLIP_UNREADABLE
         issues.append(_media_issue(code, shown, clip))
         clip = None
-    start_frame = probes.start_frame(files.start_frame) if files.start_frame else None
     if isinstance(start_frame, MediaError):
         name = files.start_frame.name if files.start_frame else shown
         issues.append(_media_issue(IssueCode.IMAGE_UNREADABLE, name, start_frame))
@@ -207,7 +215,7 @@ def _check_pair(dataset: DatasetConfig, files: PairedFiles, scan: Scan, data: Da
         issues += assignment.issues
         mismatch = aspect_issue(clip, start_frame, shown) if start_frame and not assignment.is_left_out else None
         issues += [mismatch] if mismatch else []
-    match = probes.match(clip, start_frame) if clip and start_frame and not assignment.is_left_out else None
+    match = None if assignment.is_left_out else seen.match
     if isinstance(match, MediaError):
         issues.append(_media_issue(IssueCode.CLIP_DAMAGED, shown, match))
         match = None

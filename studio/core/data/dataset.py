@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from studio.core.config import DataConfig, RunConfig
+from studio.core.data.bucket import pairs_to_train
 from studio.core.data.seeds import seeded
 from studio.core.types import Bucket, DatasetReport, Pair
 
@@ -23,10 +24,7 @@ class TrainingItem:
 
 def training_pairs(report: DatasetReport, config: RunConfig) -> tuple[Pair, ...]:
     """The ready pairs, without those of validation datasets unless there is no other."""
-    ready = tuple(pair for pair in report.pairs if pair.is_ready)
-    held_out = {dataset.id for dataset in config.data.datasets if dataset.is_eval} | {config.validation.eval_dataset_id}
-    others = tuple(pair for pair in ready if pair.dataset_id not in held_out)
-    return others or ready
+    return pairs_to_train(report.pairs, config.data, config.validation.eval_dataset_id)
 
 
 def validation_pairs(report: DatasetReport, config: RunConfig) -> tuple[Pair, ...]:

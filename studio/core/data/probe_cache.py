@@ -66,7 +66,7 @@ class ProbeCache:
     ) -> Found | MediaError:
         """What `probe` finds in a file, or its error; from the cache when a file of this name and content is known.
 
-        `beside` is another file that it depends on.
+        `beside` is another file that it depends on. An error that is not of the content has NotOfContent as its cause.
         """
         files = [path, beside] if beside else [path]
         before = [file_state(file) for file in files]
@@ -79,6 +79,7 @@ class ProbeCache:
         except MediaError as error:
             # The same error, holding on to no frames of the decoder.
             found, is_lasting = type(error)(error.message, error.remedy), is_of_content(error)
+            found.__cause__ = None if is_lasting else NotOfContent()
         if entry and is_lasting and [file_state(file) for file in files] == before:
             self._write(entry, found)
         return found

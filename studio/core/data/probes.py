@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from studio.core.data.match import match_start_frame
 from studio.core.data.probe import probe_clip, probe_start_frame
-from studio.core.data.probe_cache import FileState, ProbeCache, file_state, user_cache
+from studio.core.data.probe_cache import FileState, Found, ProbeCache, file_state, is_of_content, user_cache
 from studio.core.data.probe_worker import ProbeWorker
 from studio.core.errors import CheckStopped, MediaError
 from studio.core.types import Clip, StartFrame, StartFrameMatch
@@ -23,10 +24,15 @@ MAX_WORKERS = 8
 """Children at a time, each with 150 MB for its libraries; one for each core where there are fewer."""
 _POLL_SECONDS = 0.1
 
+State = TypeVar("State")
+
 
 @dataclass(slots=True)
 class Probes:
-    """What was found in files, kept by whoever checks again: unchanged files are not decoded twice."""
+    """What was found in files, kept by whoever checks again: unchanged files are not decoded twice.
+
+    Errors that the content did not bring about are not kept: who may read a file, and what hung, is asked again.
+    """
 
     disk: ProbeCache = field(default_factory=user_cache)
     """What other processes found; asked for files that this one has not seen."""
@@ -36,19 +42,13 @@ class Probes:
 
     def clip(self, path: Path, probe: Callable[[Path], Clip] = probe_clip) -> Clip | MediaError:
         """The clip, or why there is none."""
-        state = file_state(path)
-        if state not in self.clips:
-            self.clips[state] = self.disk.get_or_probe(path, Clip, probe)
-        return self.clips[state]
+        return _known_or(self.clips, file_state(path), lambda: self.disk.get_or_probe(path, Clip, probe))
 
     def start_frame(
         self, path: Path, probe: Callable[[Path], StartFrame] = probe_start_frame
     ) -> StartFrame | MediaError:
         """The start frame, or why there is none."""
-        state = file_state(path)
-        if state not in self.start_frames:
-            self.start_frames[state] = self.disk.get_or_probe(path, StartFrame, probe)
-        return self.start_frames[state]
+        return _known_or(self.start_frames, file_state(path), lambda: self.disk.get_or_probe(path, StartFrame, probe))
 
     def match(
         self,
@@ -58,11 +58,35 @@ class Probes:
     ) -> StartFrameMatch | MediaError:
         """How a start frame fits its clip, or why they cannot be compared."""
         state = file_state(clip.path), file_state(start_frame.path)
-        if state not in self.matches:
-            self.matches[state] = self.disk.get_or_probe(
-                clip.path, StartFrameMatch, lambda _: probe(clip, start_frame.path), beside=start_frame.path
-            )
-        return self.matches[state]
+        kind, image = StartFrameMatch, start_frame.path
+        return _known_or(
+            self.matches,
+            state,
+            lambda: self.disk.get_or_probe(clip.path, kind, lambda _: probe(clip, image), beside=image),
+        )
+
+
+def _known_or(
+    known: dict[State, Found | MediaError], state: State, look: Callable[[], Found | MediaError]
+) -> Found | MediaError:
+    if state in known:
+        return known[state]
+    found = look()
+    if not isinstance(found, MediaError) or is_of_content(found):
+        known[state] = found
+    return found
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """What was found in a clip and in its start frame, and in which state the files were."""
+
+    clip: Clip | MediaError
+    start_frame: StartFrame | MediaError | None
+    match: StartFrameMatch | MediaError | None
+    """None where one of the two is none."""
+    states: tuple[FileState, ...]
+    """Before anything was looked at."""
 
 
 def probe_all(
@@ -70,15 +94,18 @@ def probe_all(
     probes: Probes,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> None:
-    """Look at clips, each with its start frame or None, so that `probes` knows them.
+) -> dict[tuple[Path, Path | None], Findings]:
+    """Look at clips, each with its start frame or None; `probes` keeps what is of their content.
+
+    A file that has changed since it was looked at is a MediaError instead of what was found.
 
     Raises:
         CheckStopped: `should_stop` said so; what was found until then is kept.
     """
     todo = list(dict.fromkeys(files))
     if not todo:
-        return
+        return {}
+    found: dict[tuple[Path, Path | None], Findings] = {}
     workers = [ProbeWorker() for _ in range(min(_num_cores(), MAX_WORKERS, len(todo)))]
     idle: queue.SimpleQueue[ProbeWorker] = queue.SimpleQueue()
     for worker in workers:
@@ -87,7 +114,7 @@ def probe_all(
     def look_at(clip: Path, start_frame: Path | None) -> None:
         worker = idle.get()
         try:
-            _look_at(clip, start_frame, probes, worker)
+            found[clip, start_frame] = _look_at(clip, start_frame, probes, worker)
         finally:
             idle.put(worker)
 
@@ -106,13 +133,36 @@ def probe_all(
         for worker in workers:
             worker.close()
         threads.shutdown(cancel_futures=True)
+    return {files: _if_unchanged(findings) for files, findings in found.items()}
 
 
-def _look_at(clip: Path, start_frame: Path | None, probes: Probes, worker: ProbeWorker) -> None:
+def _look_at(clip: Path, start_frame: Path | None, probes: Probes, worker: ProbeWorker) -> Findings:
+    states = tuple(file_state(path) for path in (clip, start_frame) if path)
     found = probes.clip(clip, worker.clip)
     image = probes.start_frame(start_frame, worker.start_frame) if start_frame else None
+    match = None
     if isinstance(found, Clip) and isinstance(image, StartFrame):
-        probes.match(found, image, worker.match)
+        match = probes.match(found, image, worker.match)
+    return Findings(clip=found, start_frame=image, match=match, states=states)
+
+
+def _if_unchanged(findings: Findings) -> Findings:
+    """With an error in place of what was found in a file that is another by now."""
+    errors = [
+        None
+        if file_state(state[0]) == state
+        else MediaError(f"{state[0].name} has changed while it was checked.", "Check again.")
+        for state in findings.states
+    ]
+    if not any(errors):
+        return findings
+    clip, start_frame = errors if len(errors) > 1 else (errors[0], None)
+    return Findings(
+        clip=clip or findings.clip,
+        start_frame=start_frame or findings.start_frame,
+        match=None,
+        states=findings.states,
+    )
 
 
 def _num_cores() -> int:

@@ -207,7 +207,7 @@ def _open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, R
 
 
 def _checked(config: RunConfig, report: DatasetReport | None) -> DatasetReport:
-    report = report or check_dataset(config.data)
+    report = report or check_dataset(config.data, eval_dataset_id=config.validation.eval_dataset_id)
     errors = report.errors
     if errors:
         first = " ".join(issue.message for issue in errors[:_SHOWN_ERRORS])
