@@ -91,6 +91,17 @@ def test_a_clip_that_goes_or_breaks_while_others_are_written_stops_the_mend(plai
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
 
 
+@pytest.mark.parametrize("kind", [MendKind.TRIM, MendKind.CAPTIONS])
+def test_a_clip_that_is_gone_before_mends_are_planned_is_left_out_by_name(plain, kind):
+    project, report = check_project(plain)
+    (plain / "sub" / "b_c.mp4").unlink()
+    plan = plan_mends(project, report, MendChoice(kinds=frozenset({kind})))
+    assert [clip.name for clip in plan.clips] == ["a"]
+    ((pair, reason),) = plan.left_out
+    assert pair.name == "sub/b_c"
+    assert reason == "b_c.mp4 cannot be read: No such file or directory."
+
+
 def test_a_start_frame_that_has_gone_is_named(plain, tmp_path, draw_image):
     draw_image(plain / "a.png")
     plan = plan_of(plain, MendKind.CAPTIONS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from studio.core.config import DatasetConfig
 from studio.core.data.captions import read_captions
-from studio.core.data.scan import CAPTION_SUFFIX, Scan, relative_name
+from studio.core.data.scan import CAPTION_SUFFIX, Scan, loose_form, relative_name
 from studio.core.errors import MediaError
 from studio.core.types import Issue, IssueCode, Severity
 
@@ -48,11 +48,11 @@ class _Index:
         for candidate in candidates:
             self._exact.setdefault(candidate.stem, []).append(candidate)
             if candidate.stem not in clip_stems:  # one that is another clip's own is never lent
-                self._loose.setdefault(_loose_form(candidate.stem), []).append(candidate)
+                self._loose.setdefault(loose_form(candidate.stem), []).append(candidate)
 
     def find(self, stem: str) -> list[_Candidate]:
         """The candidates of a clip: none, one, or several between which nobody can choose."""
-        return self._exact.get(stem) or self._loose.get(_loose_form(stem), [])
+        return self._exact.get(stem) or self._loose.get(loose_form(stem), [])
 
 
 def pair_files(dataset: DatasetConfig, clips: Scan, frame_folders: Mapping[str, Scan]) -> tuple[PairedFiles, ...]:
@@ -212,7 +212,3 @@ def _by_stem(scan: Scan) -> dict[str, list[str]]:
 
 def _stem(path: Path, root: Path) -> str:
     return relative_name(path.with_suffix(""), root)
-
-
-def _loose_form(stem: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,11 @@ def scan_folder(root: Path) -> Scan:
 def relative_name(path: Path, root: Path) -> str:
     """Path relative to the folder, POSIX separators."""
     return path.relative_to(root).as_posix()
+
+
+def loose_form(name: str) -> str:
+    """A name without its case and Unicode form: names that some file system takes for one have one such form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _walk(folder: Path, root: Path, found: dict[str, list[Path]], skipped: list[Skipped]) -> None:

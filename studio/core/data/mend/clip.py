@@ -57,6 +57,12 @@ def write_clip(planned: PlannedClip, home: Home, folder: Path, should_stop: Call
     return target
 
 
+def raise_if(should_stop: Callable[[], bool]) -> None:
+    """Raises MendStopped when `should_stop` says so."""
+    if should_stop():
+        raise MendStopped("Stopped: no mended dataset was written.", "")
+
+
 def _place(folder: Path, name: str, suffix: str) -> Path:
     """Path of a file to come, its folder made."""
     target = folder / f"{name}{suffix}"
@@ -133,8 +139,7 @@ def encode(
             colors = VideoReformatter()
             matrix = _set_picture(stream, *size)
             for frame in frames:
-                if should_stop():
-                    raise MendStopped("Stopped: no mended dataset was written.", "")
+                raise_if(should_stop)
                 picture = VideoFrame.from_ndarray(frame, format="rgb24")
                 # Area: each colour sample is the mean of its four pixels; the default costs up to 2 dB.
                 picture = colors.reformat(

@@ -7,7 +7,7 @@ import string
 import unicodedata
 
 from studio.core.data.captions import MAX_CAPTION_BYTES
-from studio.core.data.scan import CAPTION_SUFFIX, CLIP_SUFFIXES, IMAGE_SUFFIXES
+from studio.core.data.scan import CAPTION_SUFFIX, CLIP_SUFFIXES, IMAGE_SUFFIXES, loose_form
 from studio.core.errors import ConfigError
 
 PLACEHOLDERS = ("name", "folder")
@@ -23,16 +23,16 @@ class FreeNames:
     """Hands out names that differ in more than case and Unicode form, so that every file system holds them."""
 
     def __init__(self, *taken: str) -> None:
-        self._taken = {_loose_form(name) for name in taken}
+        self._taken = {loose_form(name) for name in taken}
 
     def take(self, name: str) -> str:
         """The name, made safe; where it is taken, with `-2`, `-3`, ... behind it."""
         safe = safe_name(name)
         free, number = safe, 1
-        while _loose_form(free) in self._taken:
+        while loose_form(free) in self._taken:
             number += 1
             free = f"{safe}-{number}"
-        self._taken.add(_loose_form(free))
+        self._taken.add(loose_form(free))
         return free
 
 
@@ -49,10 +49,6 @@ def _safe_part(part: str) -> str:
     part = _UNSAFE.sub("_", part)
     part = "_" + part.lstrip(".") if part.startswith(".") else part
     return part.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
-
-
-def _loose_form(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def check_template(template: str) -> None:

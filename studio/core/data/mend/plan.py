@@ -10,9 +10,9 @@ from pathlib import Path
 
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.bucket import MIN_FRAMES, MODEL_FPS, assign_bucket
-from studio.core.data.frame_rate import converted_frames, is_same_rate
+from studio.core.data.frame_rate import converted_frames, is_same_rate, is_steady
 from studio.core.data.mend.names import FreeNames, check_template, filled_template
-from studio.core.data.mend.types import RECODING, MendChoice, MendKind, MendPlan, PlannedClip
+from studio.core.data.mend.types import RECODING, MendChoice, MendKind, MendPlan, PlannedClip, frame_rate
 from studio.core.errors import ConfigError, DatasetError, MediaError
 from studio.core.geometry import bucket_size
 from studio.core.simpletuner import Project
@@ -57,12 +57,15 @@ def plan_mends(project: Project, report: DatasetReport, choice: MendChoice) -> M
         return MendPlan(project=project, choice=choice, clips=(), left_out=(), num_bytes=0)
     clips: list[PlannedClip] = []
     left_out: list[tuple[Pair, str]] = []
+    num_bytes = 0
     for pair in report.pairs:
         if reason := _unusable(pair):
             left_out.append((pair, reason))
             continue
         try:
-            clips += _plan_pair(pair, project, choice, left_out)
+            planned = list(_plan_pair(pair, project, choice, left_out))
+            num_bytes += sum(_num_bytes(clip) for clip in planned)
+            clips += planned
         except MediaError as error:
             left_out.append((pair, error.message))
     if not clips:
@@ -75,7 +78,7 @@ def plan_mends(project: Project, report: DatasetReport, choice: MendChoice) -> M
         choice=choice,
         clips=named,
         left_out=tuple(left_out),
-        num_bytes=sum(_num_bytes(clip) for clip in named),
+        num_bytes=num_bytes,
     )
 
 
@@ -141,11 +144,7 @@ def _is_off_rate(clip: Clip, project: Project, choice: MendChoice) -> bool:
     The latter does not count where config.json sets `framerate`: clips are converted when they are read.
     """
     read_at = project.run.data.framerate
-    return _varies(clip) or not (read_at or is_same_rate(clip.fps, choice.frame_rate))
-
-
-def _varies(clip: Clip) -> bool:
-    return clip.fastest_fps > clip.slowest_fps
+    return not is_steady(clip) or not (read_at or is_same_rate(clip.fps, choice.frame_rate))
 
 
 def _bucket_size(clip: Clip, dataset: DatasetConfig, data: DataConfig) -> tuple[int, int]:
@@ -173,11 +172,11 @@ def _plan_pair(
     assert clip is not None
     wanted = _wanted(pair, project, choice)
     fps, frames = clip.fps, range(clip.num_frames)
-    if RECODING & wanted and _varies(clip):
+    if RECODING & wanted and not is_steady(clip):
         wanted |= {MendKind.FRAME_RATE}  # an encoded clip has one rate
     if MendKind.FRAME_RATE in wanted:
         if MendKind.FRAME_RATE in choice.kinds:
-            fps = project.run.data.framerate or choice.frame_rate
+            fps = frame_rate(project, choice)
         frames = converted_frames(clip, fps).tolist()
     scenes = _scenes(clip, frames) if MendKind.SPLIT_SCENES in wanted else [frames]
     for number, scene in enumerate(scenes, start=1):
@@ -278,9 +277,14 @@ def _with_free_names(clips: Sequence[PlannedClip]) -> Iterator[PlannedClip]:
 
 
 def _num_bytes(clip: PlannedClip) -> int:
-    """About what a clip and its start frame take on disk."""
+    """About what a clip and its start frame take on disk. Raises MediaError for a clip that is gone."""
+    path = clip.pair.clip_path
+    try:
+        source = path.stat().st_size
+    except OSError as error:
+        raise MediaError(f"{path.name} cannot be read: {error.strerror}.", "Check the dataset again.") from error
     pixels = clip.new_size[0] * clip.new_size[1]
     image = _IMAGE_PIXEL_BYTES * pixels if clip.start_frame is not None else 0
     if clip.is_copied:
-        return image + clip.pair.clip_path.stat().st_size
+        return image + source
     return image + round(_CLIP_PIXEL_BYTES * pixels * clip.new_num_frames)

@@ -50,6 +50,11 @@ class MendChoice:
     """Frames per second; where config.json sets `framerate`, that is taken."""
 
 
+def frame_rate(project: Project, choice: MendChoice) -> float:
+    """Frames per second to which clips are converted: those of config.json, else those that are chosen."""
+    return project.run.data.framerate or choice.frame_rate
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedClip:
     """One clip of the mended dataset."""

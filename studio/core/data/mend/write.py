@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from studio.core.data.digest import file_hash
-from studio.core.data.mend.clip import write_clip
+from studio.core.data.mend.clip import raise_if, write_clip
 from studio.core.data.mend.config import RECORD_NAME, Home, homes, new_config, new_datasets
-from studio.core.data.mend.types import MendKind, MendPlan, PlannedClip
-from studio.core.errors import DiskFull, MendError, MendStopped
+from studio.core.data.mend.types import MendKind, MendPlan, PlannedClip, frame_rate
+from studio.core.errors import DiskFull, MendError
 from studio.core.simpletuner import CONFIG_NAME, DATASETS_NAME
 
 _SCHEMA = 1
@@ -97,8 +97,7 @@ def _write(
                 (folder / name).mkdir(exist_ok=True)
     records = []
     for done, planned in enumerate(plan.clips, start=1):
-        if should_stop():
-            raise MendStopped("Stopped: no mended dataset was written.", "")
+        raise_if(should_stop)
         records.append(_write_and_record(planned, where[planned.pair.dataset_id], folder, should_stop))
         if progress:
             progress(done, len(plan.clips))
@@ -137,7 +136,7 @@ def _record(plan: MendPlan, clips: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "schema": _SCHEMA,
         "mends": [kind.value for kind in MendKind if kind in choice.kinds],
-        "frame_rate": choice.frame_rate if MendKind.FRAME_RATE in choice.kinds else None,
+        "frame_rate": frame_rate(plan.project, choice) if MendKind.FRAME_RATE in choice.kinds else None,
         "caption_template": choice.caption_template if MendKind.CAPTIONS in choice.kinds else None,
         "clips": clips,
         "left_out": [
