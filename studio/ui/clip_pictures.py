@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from studio.core.data.bucket import MODEL_FPS
 from studio.core.data.decode import frames_as_trained, iterate_frames, start_frame_as_trained
@@ -65,7 +66,10 @@ def preview(folder: Path, pair: Pair) -> str | None:
         changed = pair.clip.path.stat().st_mtime_ns
         target = folder / f"clip-{abs(hash((pair.clip, pair.bucket, pair.fps, changed)))}.mp4"
         if not target.exists():
-            write_video(target, frames_as_trained(pair), MODEL_FPS, {})
+            # Under a name of its own first: two visitors may choose the same clip at once.
+            own = target.with_stem(f"{target.stem}-{uuid4().hex}")
+            write_video(own, frames_as_trained(pair), MODEL_FPS, {})
+            own.replace(target)
     except (MediaError, OSError):
         return None
     return str(target)

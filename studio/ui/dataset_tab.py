@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from studio.core.data.bucket import MODEL_FPS
+from studio.core.data.check import Progress
 from studio.core.errors import CheckStopped, MendStopped, StudioError
 from studio.core.types import Issue, Severity
 from studio.ui import dataset_markup, detail_markup, markup, selection
@@ -21,6 +24,8 @@ from studio.ui.report_files import write_reports
 from studio.ui.settings import BROKEN_DEMO, DEMO
 from studio.ui.workshop import Opened, Workshop
 from studio.view.words import Words
+
+logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 20
 """Clips on one page of the table."""
@@ -128,7 +133,9 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         with gr.Accordion("", open=False) as other:
             issues = gr.HTML()
         with gr.Row(elem_classes="action-row"):
-            make_report = gr.Button(w("report.make"), scale=0, min_width=160, elem_id="make-report")
+            make_report = gr.Button(
+                w("report.make"), scale=0, min_width=160, visible=not settings.is_space, elem_id="make-report"
+            )
             as_page = gr.DownloadButton(w("report.html"), visible=False, scale=0, min_width=240, elem_id="report-html")
             as_data = gr.DownloadButton(w("report.json"), visible=False, scale=0, min_width=240, elem_id="report-json")
     view = [summary, body, filters, clips, pager, where, buckets, other, issues, mend, train]
@@ -161,45 +168,50 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
             yield [markup.note(w("mend.stopped")), quiet, *render(None)]
         except StudioError as error:
             yield [markup.failure(error, w), quiet, *render(None)]
+        except Exception as error:  # noqa: BLE001 the boundary of the page: nobody above would take the bar away
+            logger.exception("opening a dataset failed")
+            yield [markup.unexpected(error, w), quiet, *render(None)]
         else:
             yield [done(opened), quiet, *render(opened)]
 
-    def check(request: gr.Request, find: Callable[[], str]) -> Iterator[list[Any]]:
-        """Opens what `find` names."""
+    def check(request: gr.Request, open_it: Callable[[Progress, Callable[[], bool]], Opened]) -> Iterator[list[Any]]:
+        """Updates of `opening` while `open_it(progress, should_stop)` opens a dataset."""
         stop = workshop.begin(request.session_hash)
-        work = follow(
-            lambda tell: workshop.open(find(), tell, stop.is_set), stop, lambda step: say("dataset.opening", step)
-        )
+        work = follow(lambda tell: open_it(tell, stop.is_set), stop, lambda step: say("dataset.opening", step))
         yield from told(work, lambda _: "")
 
     def write_mended(request: gr.Request, target: str | None, *values: Any) -> Iterator[list[Any]]:
         opened = workshop.opened.get(target or "")
-        if opened is None or settings.is_space:
+        if opened is None:
             return
         stop = workshop.begin(request.session_hash)
         work = mended(opened, values, workshop, stop, w, say)
         yield from told(work, lambda new: markup.note(w("dataset.mended", folder=str(new.path))))
 
     def open_typed(target: str, request: gr.Request) -> Iterator[list[Any]]:
-        def find() -> str:
-            if settings.is_space or not target.strip():
+        def open_it(tell: Progress, should_stop: Callable[[], bool]) -> Opened:
+            if not target.strip():
                 raise StudioError(w("dataset.path_missing"), w("dataset.path_missing_remedy"))
-            return target
+            return workshop.open(target, tell, should_stop)
 
-        yield from check(request, find)
+        yield from check(request, open_it)
 
     def open_demo(request: gr.Request) -> Iterator[list[Any]]:
-        yield from check(request, lambda: demos[DEMO])
+        yield from check(request, lambda *how: workshop.open(demos[DEMO], *how))
 
     def open_broken(request: gr.Request) -> Iterator[list[Any]]:
-        yield from check(request, lambda: demos[BROKEN_DEMO])
+        yield from check(request, lambda *how: workshop.open(demos[BROKEN_DEMO], *how))
 
     def open_dropped(files: list[str] | None, request: gr.Request) -> Iterator[list[Any]]:
-        def find() -> str:
-            given = [] if settings.is_space else [Path(file) for file in files or []]
-            return str(copy_dropped(given, workshop.folder, w))
+        def open_copies(tell: Progress, should_stop: Callable[[], bool]) -> Opened:
+            folder = copy_dropped([Path(file) for file in files or []], workshop.folder, w)
+            try:
+                return workshop.open(str(folder), tell, should_stop)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
-        yield from check(request, find)
+        yield from check(request, open_copies)
 
     def turn(target: str | None, at: int, shown: str, choice: int | None) -> list[Any]:
         opened = workshop.opened.get(target or "")
@@ -242,13 +254,16 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
 
     quiet: dict[str, Any] = {"api_visibility": "private"}
     hidden: dict[str, Any] = {"show_progress": "hidden", **quiet}
-    typed.submit(open_typed, typed, opening, **hidden)
-    open_button.click(open_typed, typed, opening, **hidden)
+    if not settings.is_space:
+        # What reads or writes paths of the server is not there at all for visitors of a Space.
+        typed.submit(open_typed, typed, opening, **hidden)
+        open_button.click(open_typed, typed, opening, **hidden)
+        dropped.upload(open_dropped, dropped, opening, **hidden)
+        mend.click(panel.fill, path, panel.outputs, **hidden)
+        panel.write.click(write_mended, [path, *panel.inputs], opening, **hidden)
+        make_report.click(report, path, [as_page, as_data], **quiet)
     demo_button.click(open_demo, None, opening, **hidden)
     broken_button.click(open_broken, None, opening, **hidden)
-    dropped.upload(open_dropped, dropped, opening, **hidden)
-    mend.click(panel.fill, path, panel.outputs, **hidden)
-    panel.write.click(write_mended, [path, *panel.inputs], opening, **hidden)
     cancel.click(stop, None, cancel, queue=False, **hidden)
     turned = [page, show, *view]
     filters.click(filter_clips, [path, show, chosen], turned, **hidden)
@@ -257,7 +272,6 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     earlier.click(lambda t, at, s, c: turn(t, at - 1, s, c), places, turned, **hidden)
     later.click(lambda t, at, s, c: turn(t, at + 1, s, c), places, turned, **hidden)
     clips.click(choose, path, detailed, trigger_mode="always_last", **hidden)
-    make_report.click(report, path, [as_page, as_data], **quiet)
 
     def reload() -> list[Any]:
         return render(workshop.opened.get(workshop.latest or ""))

@@ -19,7 +19,7 @@ def copy_dropped(files: Sequence[Path], into: Path, w: Words) -> Path:
     """A new folder under `into` with copies of the files, under their names.
 
     Raises:
-        StudioError: no files, too many, or two of one name.
+        StudioError: no files, too many, two of one name, or they cannot be copied; nothing is left of them then.
     """
     if not files:
         raise StudioError(w("dataset.drop_none"), w("dataset.drop_none_remedy"))
@@ -32,8 +32,13 @@ def copy_dropped(files: Sequence[Path], into: Path, w: Words) -> Path:
     if twice is not None:
         raise StudioError(w("dataset.drop_twice", name=twice), w("dataset.drop_twice_remedy"))
     folder = new_folder(into, "dropped")
-    for file in files:
-        shutil.copyfile(file, folder / file.name)
+    try:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        why = w("dataset.drop_failed", reason=error.strerror or error)
+        raise StudioError(why, w("dataset.drop_failed_remedy")) from error
     return folder
 
 

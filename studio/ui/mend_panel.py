@@ -17,7 +17,7 @@ from studio.core.types import Pair
 from studio.ui import markup
 from studio.ui.follow import Step, follow
 from studio.ui.mend_markup import mend_preview
-from studio.ui.workshop import Opened, Workshop
+from studio.ui.workshop import Opened, Workshop, typed_path
 from studio.view.words import Words
 
 FIRST = (MendKind.START_FRAMES, MendKind.CAPTIONS, MendKind.CONFIG)
@@ -91,10 +91,11 @@ def build_mend_panel(workshop: Workshop, w: Words, path: gr.State) -> MendPanel:
             return [markup.failure(error, w), gr.update(interactive=False)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    gr.on(
-        [kinds.input, template.change, rate.change], show, [path, kinds, template, rate], [preview, write],
-        trigger_mode="always_last", **quiet,
-    )  # fmt: skip
+    if not workshop.settings.is_space:
+        gr.on(
+            [kinds.input, template.change, rate.change], show, [path, kinds, template, rate], [preview, write],
+            trigger_mode="always_last", **quiet,
+        )  # fmt: skip
     close.click(lambda: gr.update(visible=False), None, box, queue=False, **quiet)
     return MendPanel(box=box, write=write, inputs=inputs, fill=fill, outputs=outputs)
 
@@ -126,7 +127,7 @@ def mended(
     if not (into or "").strip():
         raise StudioError(w("mend.no_folder"), w("mend.no_folder_remedy"))
     plan = planned(opened, chosen, template, fps)
-    target = Path(into.strip()).expanduser()
+    target = typed_path(into)
     folder = yield from follow(
         lambda tell: write_mends(plan, target, progress=tell, should_stop=stop.is_set),
         stop,
@@ -140,8 +141,13 @@ def mended(
 
 
 def proposed_folder(workshop: Workshop, opened: Opened) -> Path:
-    """A folder that is not there yet, beside the runs."""
-    above, name = workshop.output_dir_of(opened).absolute().parent, f"{opened.path.resolve().stem}-mended"
+    """A folder that is not there yet: beside the runs, or where that is in the dataset, the nearest one above it."""
+    place = opened.path.resolve()
+    name = f"{(place.parent if place.is_file() else place).name}-mended"
+    above = workshop.output_dir_of(opened).resolve().parent
+    directories = [dataset.directory.resolve() for dataset in opened.project.run.data.datasets]
+    while above != above.parent and any(above.is_relative_to(directory) for directory in directories):
+        above = above.parent
     number, folder = 1, above / name
     while folder.exists():
         number += 1
@@ -152,4 +158,6 @@ def proposed_folder(workshop: Workshop, opened: Opened) -> Path:
 def mend_label(offer: Offer, w: Words) -> str:
     """What the button says that opens the panel."""
     faulty = {pair.clip_path for kind in offer.keys() - SELDOM for pair in offer[kind]}
-    return w.count("dataset.mend", len(faulty)) if faulty else w("dataset.mend_none")
+    if faulty:
+        return w.count("dataset.mend", len(faulty))
+    return f"{w('mend.kind_config')}…" if set(offer) == {MendKind.CONFIG} else w("dataset.mend_none")

@@ -26,4 +26,6 @@ def _is_shown(pair: Pair, show: str) -> bool:
         return pair.is_ready and show == f"{BUCKET}{pair.bucket}"
     if show.startswith(PROBLEM):
         return any(show == PROBLEM + issue.code.value for issue in pair.issues)
-    return show == ALL or pair.is_ready == (show == READY)
+    if show == MEND:
+        return not pair.is_ready and not pair.is_left_out
+    return show == ALL or pair.is_ready

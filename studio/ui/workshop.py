@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import tempfile
 import threading
@@ -52,8 +53,18 @@ class Opened:
 
 
 def _private_folder() -> Path:
-    """A new folder that only this user can read."""
-    return Path(tempfile.mkdtemp(prefix="longcat-studio-"))
+    """A new folder that only this user can read, gone when the app ends."""
+    folder = Path(tempfile.mkdtemp(prefix="longcat-studio-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def typed_path(text: str) -> Path:
+    """The path that someone typed, `~` for a home folder. Raises ConfigError."""
+    try:
+        return Path(text.strip()).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{text.strip()} names no home folder of this machine.", "Type the whole path.") from error
 
 
 @dataclass(slots=True)
@@ -98,7 +109,7 @@ class Workshop:
         self, path: str, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
     ) -> Opened:
         """Checks the dataset at a path and remembers it. Raises ConfigError, or CheckStopped."""
-        place = Path(path.strip()).expanduser()
+        place = typed_path(path)
         project, report = check_project(place, progress=progress, probes=self.probes, should_stop=should_stop)
         has_config = place.is_file() or (place / CONFIG_NAME).is_file()
         model = project.run.model if has_config else self.settings.model
