@@ -288,3 +288,15 @@ def test_only_what_a_mend_does_is_in_its_record(tmp_path):
     assert (tmp_path / "m" / clip["file"]).is_file()
     severe = [issue for issue in check_project(tmp_path / "m")[1].all_issues if issue.severity is Severity.ERROR]
     assert {issue.code for issue in severe} <= {IssueCode.START_FRAME_MISSING, IssueCode.CAPTION_MISSING}
+
+
+def test_the_recorded_rate_is_the_one_that_was_used(formats, tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "varying.mp4").write_bytes((formats / "varying.mp4").read_bytes())
+    (tmp_path / "d" / "config.json").write_text('{"framerate": 15}', encoding="utf-8")
+    dataset = {**dataset_of_clips("x"), "instance_data_dir": ".", "caption_strategy": "filename"}
+    (tmp_path / "d" / "multidatabackend.json").write_text(json.dumps([dataset]), encoding="utf-8")
+    plan, _ = mend(tmp_path / "d", tmp_path / "m", MendKind.FRAME_RATE, frame_rate=24)
+    record = json.loads((tmp_path / "m" / "mends.json").read_text(encoding="utf-8"))
+    assert [clip.new_fps for clip in plan.clips] == [15]
+    assert record["frame_rate"] == record["clips"][0]["new_fps"] == 15
