@@ -28,7 +28,7 @@ from studio.view.clip_facts import clip_facts
 from studio.view.plots import draw_buckets, draw_loss, figure_png
 from studio.view.progress import attention_line, fit_line, progress_line
 from studio.view.sheets import dataset_sheet
-from studio.view.verdicts import ICONS, by_gravity, summary_parts
+from studio.view.verdicts import ICONS, by_gravity, gravest_first, small_buckets, summary_parts
 from studio.view.words import Language, Words, words
 
 POLL_SECONDS = 1.0
@@ -44,15 +44,18 @@ def check_panel(path: Path | str, *, language: Language = "en", max_pairs: int =
     except StudioError as error:
         return widgets.VBox([_failure(error)])
     counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
-    parts = [_summary(report, w), _picture(figure_png(dataset_sheet(report, w, max_pairs=max_pairs)))]
+    parts = [
+        _summary(report, w),
+        _picture(figure_png(dataset_sheet(report, w, max_pairs=max_pairs))),
+        widgets.HTML(_shown(report, max_pairs, w)),
+    ]
     parts += [
         widgets.HTML(_issues(report, w)),
         widgets.HTML(_figures(report, w)),
         widgets.HTML(_mends(project, report, w)),
     ]
     if counts:
-        batch_size = project.run.data.train_batch_size
-        parts.append(_picture(figure_png(draw_buckets(counts, w, batch_size=batch_size))))
+        parts.append(_picture(figure_png(draw_buckets(counts, w, small=small_buckets(report)))))
     return widgets.VBox(parts)
 
 
@@ -166,8 +169,14 @@ def _figures(report: DatasetReport, w: Words) -> str:
             for fact in clip_facts(pair, w)
         )
         + "</table></details>"
-        for pair in report.pairs[:MAX_FIGURES]
-    )
+        for pair in gravest_first(report)[:MAX_FIGURES]
+    ) + _shown(report, MAX_FIGURES, w)
+
+
+def _shown(report: DatasetReport, most: int, w: Words) -> str:
+    """How many of the clips are shown, where that is not all."""
+    total = len(report.pairs)
+    return f"<p>{escape(w('report.shown', n=most, total=total))}</p>" if total > most else ""
 
 
 def _mends(project: Project, report: DatasetReport, w: Words) -> str:

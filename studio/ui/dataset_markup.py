@@ -5,11 +5,20 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from studio.core.types import Bucket, DatasetReport, Issue, IssueCode, Pair, Severity
+from studio.core.types import Bucket, DatasetReport, Issue, Pair, Severity
 from studio.ui import selection
 from studio.ui.markup import core_text, note
 from studio.view.sheets import Thumbnails
-from studio.view.verdicts import ICONS, Verdict, by_gravity, icon_of, problems_of, summary_parts, verdict_of
+from studio.view.verdicts import (
+    ICONS,
+    Verdict,
+    by_gravity,
+    icon_of,
+    problems_of,
+    small_buckets,
+    summary_parts,
+    verdict_of,
+)
 from studio.view.words import Words
 
 
@@ -135,7 +144,7 @@ def _severity_icon(severity: Severity) -> str:
 def buckets(report: DatasetReport, show: str, w: Words) -> str:
     """A bar a bucket, from wide to tall, as buttons that filter the table; small ones are called out in words."""
     counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
-    small = {issue.subject for issue in report.issues if issue.code is IssueCode.BUCKET_TOO_SMALL}
+    small = small_buckets(report)
     most = max(counts.values(), default=1)
     bars = "".join(_bucket(b, count, count / most, str(b) in small, show, w) for b, count in counts.items())
     title = escape(w("dataset.buckets"))

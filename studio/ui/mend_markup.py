@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from studio.core.data.mend import MendPlan, PlannedClip
+from studio.core.data.mend import MendKind, MendPlan, PlannedClip
 from studio.ui.markup import core_text, note
 from studio.view.words import Words
 
@@ -43,7 +43,7 @@ def _row(clip: PlannedClip, names: list[str], w: Words) -> str:
     old_name, new_name = clip.pair.name, clip.name
     cells = [
         _change(old_name, new_name),
-        _change(str(source.num_frames), str(clip.new_num_frames)),
+        _change(str(source.num_frames), str(clip.new_num_frames)) + _scene(clip, w),
         _change(f"{clip.fps:.4g}", f"{clip.new_fps:.4g}"),
         _change(_size(clip.size), _size(clip.new_size)),
         _change(_old_start_frame(clip, w), _new_start_frame(clip, w)),
@@ -52,6 +52,14 @@ def _row(clip: PlannedClip, names: list[str], w: Words) -> str:
     named = zip(names, cells, strict=True)
     row = "".join(f"<td data-name='{escape(name)}'><span>{cell}</span></td>" for name, cell in named)
     return f"<tr>{row}</tr>"
+
+
+def _scene(clip: PlannedClip, w: Words) -> str:
+    """Which frames of its source a scene takes, counted from 1."""
+    if MendKind.SPLIT_SCENES not in clip.changes:
+        return ""
+    scene = w("mend.scene", first=clip.first_frame + 1, last=clip.first_frame + clip.num_frames)
+    return f" <span class='kept'>({escape(scene)})</span>"
 
 
 def _change(old: str, new: str) -> str:
@@ -84,5 +92,6 @@ def _left_out(plan: MendPlan, w: Words) -> str:
         f"<li><b>{escape(pair.name)}</b> <span {core_text(w)}>{escape(reason)}</span></li>"
         for pair, reason in plan.left_out[:MAX_ROWS]
     )
+    more = note(w("mend.more_left_out", n=len(plan.left_out) - MAX_ROWS)) if len(plan.left_out) > MAX_ROWS else ""
     title = escape(w.count("mend.left_out", len(plan.left_out)))
-    return f"<p class='mend-sum'>{title}</p><ul class='left-out'>{rows}</ul>"
+    return f"<p class='mend-sum'>{title}</p><ul class='left-out'>{rows}</ul>{more}"

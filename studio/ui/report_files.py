@@ -21,5 +21,5 @@ def write_reports(folder: Path, opened: Opened, w: Words) -> tuple[Path, Path]:
     into.mkdir(exist_ok=True)
     page, data = into / "check.html", into / "check.json"
     page.write_text(report_html(opened.path, opened.report, opened.project, w), encoding="utf-8")
-    data.write_text(json.dumps(report_to_json(opened.report), indent=2), encoding="utf-8")
+    data.write_text(json.dumps(report_to_json(opened.report, opened.project), indent=2), encoding="utf-8")
     return page, data

@@ -44,9 +44,15 @@ def _training(t: Treatment, w: Words) -> list[Fact]:
         Fact(w("fact.latents"), _grid(t.latents)),
         Fact(w("fact.tokens"), f"{_grid(t.tokens)} = {t.tokens.size}"),
         Fact(w("fact.blocks"), blocks),
-        Fact(w("fact.legal", unit=GridSpec().pixel_multiple), w("fact.yes" if t.is_legal else "fact.no_resized")),
-        Fact(w("fact.on_grid", unit=GridSpec().bucket_alignment), w("fact.yes" if t.is_on_grid else "fact.no_resized")),
+        _multiple("fact.legal", t.is_legal, GridSpec().pixel_multiple, (height, width), w),
+        _multiple("fact.on_grid", t.is_on_grid, GridSpec().bucket_alignment, (height, width), w),
     ]
+
+
+def _multiple(name: str, is_own: bool, unit: int, bucket: tuple[int, int], w: Words) -> Fact:
+    """Whether the clip's own size is in multiples of `unit` pixels, and if not, whether its bucket is."""
+    is_bucket = all(side % unit == 0 for side in bucket)
+    return Fact(w(name, unit=unit), w("fact.yes" if is_own else "fact.no_resized" if is_bucket else "fact.no_neither"))
 
 
 def _lost_time(t: Treatment, w: Words) -> str:
@@ -59,8 +65,12 @@ def _lost_time(t: Treatment, w: Words) -> str:
 
 
 def _lost_picture(t: Treatment, w: Words) -> str:
-    percent = w.number(100 * t.share_cropped, 1)
-    return w("fact.percent", n=percent) if t.share_cropped >= 0.0005 else w("fact.nothing")
+    """Share of the picture that is cut off, and the box that is kept."""
+    if t.share_cropped < 0.0005:
+        return w("fact.nothing")
+    left, top, right, bottom = (round(edge) for edge in t.crop_box)
+    kept = w("fact.kept", width=right - left, height=bottom - top, left=left, top=top)
+    return f"{w('fact.percent', n=w.number(100 * t.share_cropped, 1))}; {kept}"
 
 
 def _file(clip: Clip, w: Words) -> list[Fact]:

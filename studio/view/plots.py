@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,17 +101,22 @@ def draw_loss(
 
 
 def draw_buckets(
-    buckets: Mapping[Bucket, int], w: Words, *, batch_size: int = 1, palette: Palette = LIGHT, width: float = 7.2
+    buckets: Mapping[Bucket, int],
+    w: Words,
+    *,
+    small: Collection[str] = (),
+    palette: Palette = LIGHT,
+    width: float = 7.2,
 ) -> Figure:
-    """A bar a bucket, from wide to tall; buckets with fewer clips than a batch are hatched and said so."""
+    """A bar a bucket, from wide to tall; those named in `small` hold less than a batch: hatched and said so."""
     figure, axes = _new_figure(palette, (width, 0.7 + 0.36 * max(1, len(buckets))))
     counts = list(buckets.values())
     places = np.arange(len(counts))
-    small = [count < batch_size for count in counts]
-    bars = axes.barh(places, counts, height=0.62, color=[palette.warn if s else palette.accent for s in small])
-    for bar, count, is_small in zip(bars, counts, small, strict=True):
-        text = f"{count}  {w('dataset.bucket_small')}" if is_small else f"{count}"
-        bar.set_hatch("///" if is_small else "")
+    is_small = [str(bucket) in small for bucket in buckets]
+    bars = axes.barh(places, counts, height=0.62, color=[palette.warn if s else palette.accent for s in is_small])
+    for bar, count, is_marked in zip(bars, counts, is_small, strict=True):
+        text = f"{count}  {w('dataset.bucket_small')}" if is_marked else f"{count}"
+        bar.set_hatch("///" if is_marked else "")
         axes.annotate(
             text, (count, bar.get_y() + bar.get_height() / 2), xytext=(6, 0), textcoords="offset points",
             va="center", color=palette.ink, fontsize=10,

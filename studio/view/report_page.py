@@ -6,32 +6,41 @@ from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
+from studio.core.data.mend import offered_mends
 from studio.core.simpletuner import Project
 from studio.core.types import DatasetReport, Issue, Pair
 from studio.view.clip_facts import Fact, clip_facts
 from studio.view.plots import PAGE, draw_buckets, figure_svg
 from studio.view.sheets import Thumbnails
-from studio.view.verdicts import ICONS, by_gravity, icon_of, kind_of, problems_of, summary_parts, verdict_of
+from studio.view.verdicts import (
+    ICONS,
+    by_gravity,
+    gravest_first,
+    icon_of,
+    problems_of,
+    small_buckets,
+    summary_parts,
+    verdict_of,
+)
 from studio.view.words import Words
 
 MAX_PICTURES = 200
 """Clips with pictures; two pictures take about 5 kB."""
-
-_ORDER = ("unreadable", "mend", "note", "ready", "left_out")
 
 
 def report_html(path: Path, report: DatasetReport, project: Project, w: Words) -> str:
     """The page of a check of the dataset at `path`, in the words of `w`; light and dark, and fit for paper."""
     name = path.name or str(path)
     thumbnails = Thumbnails(height=72)
-    pairs = sorted(report.pairs, key=lambda pair: _ORDER.index(kind_of(pair)))
+    pairs = gravest_first(report)
     clips = "".join(_clip(pair, thumbnails if place < MAX_PICTURES else None, w) for place, pair in enumerate(pairs))
     few = _note(w("report.few_pictures", n=MAX_PICTURES)) if len(pairs) > MAX_PICTURES else ""
     body = [
         f"<h1>{escape(w('report.title', name=name))}</h1>",
         f"<p class='summary'>{_summary(report, w)}</p><p class='note'>{escape(str(path))}</p>",
         _problems(report, w),
-        _buckets(report, project, w),
+        _mends(report, project, w),
+        _buckets(report, w),
         _section("report.clips", f"{few}{clips}", w) if pairs else "",
         _section("report.other", _issues(report.issues, w), w) if report.issues else "",
         _note(w("report.made", app=w("app.name"))),
@@ -75,11 +84,20 @@ def _problems(report: DatasetReport, w: Words) -> str:
     return _section("report.problems", f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>", w)
 
 
-def _buckets(report: DatasetReport, project: Project, w: Words) -> str:
+def _mends(report: DatasetReport, project: Project, w: Words) -> str:
+    """The mends that would change something, and how many clips."""
+    rows = "".join(
+        f"<li>{escape(w(f'mend.kind_{kind.value}'))} ({len(pairs)})</li>"
+        for kind, pairs in offered_mends(project, report).items()
+    )
+    return _section("report.mends", f"<ul>{rows}</ul>", w) if rows else ""
+
+
+def _buckets(report: DatasetReport, w: Words) -> str:
     counts = {bucket: len(pairs) for bucket, pairs in report.by_bucket.items()}
     if not counts:
         return ""
-    figure = draw_buckets(counts, w, batch_size=project.run.data.train_batch_size, palette=PAGE)
+    figure = draw_buckets(counts, w, small=small_buckets(report), palette=PAGE)
     return _section("dataset.buckets", figure_svg(figure, w("dataset.buckets")), w)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from studio.core.data.decode import read_frames, read_image
+from studio.core.data.decode import frames_as_trained, read_frames, read_image
 from studio.core.data.probe_cache import file_state
 from studio.core.errors import MediaError
 from studio.core.types import DatasetReport, Pair
 from studio.view.plots import LIGHT, Palette
-from studio.view.verdicts import verdict_of
+from studio.view.verdicts import gravest_first, verdict_of
 from studio.view.words import Words
 
 
@@ -50,8 +50,8 @@ def contact_sheet(
 def dataset_sheet(
     report: DatasetReport, w: Words, *, columns: int = 4, max_pairs: int = 12, palette: Palette = LIGHT
 ) -> Figure:
-    """A row a clip: start frame, frames of the clip, caption and verdict; the first `max_pairs` clips."""
-    pairs = report.pairs[:max_pairs]
+    """A row a clip: start frame, frames of the clip, caption and verdict; of `max_pairs` clips, the gravest."""
+    pairs = gravest_first(report)[:max_pairs]
     figure = Figure(figsize=(9.6, 0.4 + 1.2 * max(1, len(pairs))), layout="constrained")
     figure.set_facecolor(palette.paper or "none")
     grid = figure.add_gridspec(max(1, len(pairs)), columns + 3)
@@ -101,12 +101,16 @@ def start_picture(pair: Pair) -> np.ndarray | None:
 
 
 def first_frames(pair: Pair, num_frames: int = 1) -> np.ndarray | None:
-    """Frames that will be trained, uint8 [T,H,W,3]: only the first, or the whole stretch. None where unreadable."""
+    """The first frame of the file, or for more than one all that are trained, as they are trained.
+
+    uint8 [T,H,W,3]; of a clip without a bucket, all frames of the file. None where unreadable.
+    """
     if pair.clip is None:
         return None
-    wanted = 1 if num_frames == 1 else pair.bucket.num_frames if pair.bucket else pair.clip.num_frames
     try:
-        return read_frames(pair.clip, min(wanted, pair.clip.num_frames))
+        if num_frames > 1 and pair.bucket:
+            return frames_as_trained(pair)
+        return read_frames(pair.clip, 1 if num_frames == 1 else pair.clip.num_frames)
     except (MediaError, OSError):
         return None
 

@@ -14,6 +14,7 @@ Kind = Literal["ready", "note", "mend", "unreadable", "left_out"]
 ICONS: dict[Kind, str] = {"ready": "✓", "note": "i", "mend": "!", "unreadable": "✕", "left_out": "–"}
 """Beside the words, never instead of them."""
 
+_ORDER: tuple[Kind, ...] = ("unreadable", "mend", "note", "ready", "left_out")
 _UNREADABLE = {IssueCode.CLIP_UNREADABLE, IssueCode.CLIP_DAMAGED, IssueCode.IMAGE_UNREADABLE}
 _RANK = [Severity.ERROR, Severity.WARNING, Severity.NOTICE]
 
@@ -46,6 +47,16 @@ def kind_of(pair: Pair) -> Kind:
     if not pair.is_ready:
         return "unreadable" if any(issue.code in _UNREADABLE for issue in pair.issues) else "mend"
     return "note" if any(issue.severity is Severity.WARNING for issue in pair.issues) else "ready"
+
+
+def gravest_first(report: DatasetReport) -> list[Pair]:
+    """Pairs that need something, then those that are ready, then those left out."""
+    return sorted(report.pairs, key=lambda pair: _ORDER.index(kind_of(pair)))
+
+
+def small_buckets(report: DatasetReport) -> frozenset[str]:
+    """Names of the buckets that hold fewer than a batch, repeats counted."""
+    return frozenset(i.subject for i in report.issues if i.code is IssueCode.BUCKET_TOO_SMALL)
 
 
 def verdict_of(pair: Pair, w: Words) -> Verdict:

@@ -1,9 +1,11 @@
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from studio.core.data.check import check_project
+from studio.core.data.decode import frames_as_trained
 from studio.core.types import Bucket
 from studio.view.plots import (
     DARK,
@@ -16,7 +18,7 @@ from studio.view.plots import (
     save_figure,
     smooth,
 )
-from studio.view.sheets import contact_sheet, dataset_sheet, picture_uri
+from studio.view.sheets import contact_sheet, dataset_sheet, first_frames, picture_uri
 from studio.view.words import words
 
 EN = words("en")
@@ -56,7 +58,7 @@ def test_a_long_curve_keeps_its_extremes():
 
 def test_small_buckets_are_called_out_in_words():
     buckets = {Bucket(num_frames=93, height=480, width=832): 5, Bucket(num_frames=93, height=832, width=480): 1}
-    texts = [text.get_text() for text in draw_buckets(buckets, EN, batch_size=2).axes[0].texts]
+    texts = [text.get_text() for text in draw_buckets(buckets, EN, small={"93f 832x480"}).axes[0].texts]
     assert texts == ["5", "1  fewer than a batch"]
 
 
@@ -93,3 +95,11 @@ def test_a_picture_for_a_page_is_small_and_carries_itself():
     uri = picture_uri(np.zeros((1080, 1920, 3), np.uint8))
     assert uri.startswith("data:image/jpeg;base64,")
     assert len(uri) < 20_000
+
+
+def test_a_dataset_sheet_shows_the_gravest_first_as_it_is_trained(shapes_dataset):
+    _, report = check_project(shapes_dataset)
+    sound, other = report.pairs[0], replace(report.pairs[1], name="broken", clip=None, bucket=None)
+    sheet = dataset_sheet(replace(report, pairs=(sound, other)), EN, max_pairs=1)
+    assert any(text.get_text() == "broken" for axes in sheet.axes for text in axes.texts)
+    assert np.array_equal(first_frames(sound, 4), frames_as_trained(sound))
