@@ -176,7 +176,7 @@ def _check(options: argparse.Namespace) -> int:
             print_sum(report)
             print(f"The report is in {options.html}")
     if options.json:
-        print(json.dumps(report_to_json(report), indent=2))
+        print(json.dumps(report_to_json(report, project), indent=2))
     elif not options.html:
         print_report(report)
     return 0 if report.is_ok else USER_ERROR

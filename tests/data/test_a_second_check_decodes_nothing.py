@@ -250,7 +250,8 @@ def test_processes_share_what_they_find(tmp_path, add_pair, tmp_path_factory):
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()} == kept
     assert said[0] == said[1] == said[2]
     assert said[0][1] == ""
-    assert json.loads(said[0][0]) == report_to_json(check_project(tmp_path)[1])
+    project, report = check_project(tmp_path)
+    assert json.loads(said[0][0]) == report_to_json(report, project)
 
 
 def test_the_cache_lies_in_the_users_cache_folder(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,7 +237,8 @@ def _first_of_decord(path: Path, num_frames: int, first: np.ndarray) -> tuple[np
         reader = decord.VideoReader(str(path), num_threads=1)
         its_num_frames, its_first = len(reader), reader[0].asnumpy()
     except (RuntimeError, decord.DECORDError) as error:
-        return first, f"decord cannot read it ({str(error).splitlines()[0][:80]})"
+        said = _PLACE_IN_SOURCE.sub("", str(error).splitlines()[0]).replace(str(path), path.name)
+        return first, f"decord cannot read it ({said[:80]})"
     if its_num_frames != num_frames:
         return first, f"decord counts {its_num_frames} frames, but {num_frames} can be decoded"
     if its_first.shape != first.shape or _mean_difference(its_first, first) > _MAX_GREY_LEVELS:
@@ -258,6 +260,8 @@ def probe_start_frame(path: Path) -> StartFrame:
     return StartFrame(path=path, height=image.height, width=image.width)
 
 
+_PLACE_IN_SOURCE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
+"""Time and source line before what decord says."""
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError)
 """What Pillow raises on broken files."""
 
