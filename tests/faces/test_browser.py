@@ -177,6 +177,19 @@ def test_a_dataset_is_mended_from_the_preview_to_a_new_folder(visit, faulty_proj
     assert not (faulty_project / "clips/shape_2.txt").exists()
 
 
+def test_files_are_dropped_and_their_report_is_offered(visit, project):
+    page = visit()
+    page.click("#drop button")
+    files = [project / "clips/shape_0.mp4", project / "clips/shape_0.txt", project / "start_frames/shape_0.png"]
+    page.set_input_files("#dropped input[type=file]", files)
+    page.wait_for_selector(".clip")
+    assert page.locator(".clip").count() == 1
+    page.click("#make-report")
+    with page.expect_download() as download:
+        page.click("#report-html")
+    assert "shape_0" in download.value.path().read_text(encoding="utf-8")
+
+
 def test_mistakes_are_answered_in_one_line(visit):
     page = visit()
     page.fill("#dataset-path input, #dataset-path textarea", "/no/such/folder")
