@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -120,15 +121,18 @@ def probe_all(
 
     threads = ThreadPoolExecutor(len(workers))
     try:
-        waiting = {threads.submit(look_at, *each) for each in todo}
-        while waiting:
+        ended: queue.SimpleQueue[Future[None]] = queue.SimpleQueue()
+        for each in todo:
+            threads.submit(look_at, *each).add_done_callback(ended.put)
+        done = 0
+        while done < len(todo):
             if should_stop and should_stop():
-                raise _stopped(len(todo) - len(waiting), len(todo))
-            done, waiting = wait(waiting, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for index, future in enumerate(done):
-                future.result()
+                raise _stopped(done, len(todo))
+            with contextlib.suppress(queue.Empty):
+                ended.get(timeout=_POLL_SECONDS).result()
+                done += 1
                 if progress:
-                    progress(len(todo) - len(waiting) - len(done) + index + 1, len(todo))
+                    progress(done, len(todo))
     finally:
         for worker in workers:
             worker.close()
