@@ -111,9 +111,11 @@ def open_folder(page, folder):
     page.get_by_role("button", name="Open", exact=True).click()
 
 
-def test_a_clip_is_shown_as_it_is_trained_with_its_figures_by_keys_alone(visit):
+def test_a_clip_is_shown_as_it_is_trained_with_its_figures_by_keys_alone(visit, project):
     page = visit()
     page.click("#use-demo")
+    # The page shows what was opened last until then.
+    page.wait_for_selector(f".summary .path:text-is('{project}')")
     page.focus(".clip >> nth=0")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
@@ -182,8 +184,7 @@ def test_files_are_dropped_and_their_report_is_offered(visit, project):
     page.click("#drop button")
     files = [project / "clips/shape_0.mp4", project / "clips/shape_0.txt", project / "start_frames/shape_0.png"]
     page.set_input_files("#dropped input[type=file]", files)
-    page.wait_for_selector(".clip")
-    assert page.locator(".clip").count() == 1
+    page.wait_for_function("document.querySelectorAll('.clip').length === 1")
     page.click("#make-report")
     with page.expect_download() as download:
         page.click("#report-html")
