@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from studio.core.data.bucket import MODEL_FPS
 from studio.core.data.findings import fits_another_frame
+from studio.core.data.frame_rate import is_steady
 from studio.core.data.treatment import Treatment, treatment_of
 from studio.core.geometry import Grid, GridSpec
 from studio.core.types import Clip, Pair
@@ -77,7 +78,7 @@ def _file(clip: Clip, w: Words) -> list[Fact]:
     seconds = w.number(clip.num_frames / clip.fps, 1)
     size = w("dataset.size", seconds=seconds, frames=clip.num_frames, width=clip.width, height=clip.height)
     rate = w("fact.fps", fps=f"{clip.fps:.4g}")
-    if clip.fastest_fps > clip.slowest_fps:
+    if not is_steady(clip):
         rate = w("fact.fps_varies", fps=rate, slow=f"{clip.slowest_fps:.4g}", fast=f"{clip.fastest_fps:.4g}")
     coded = [clip.codec] if clip.codec else []
     if clip.rotation:

@@ -276,4 +276,4 @@ def test_a_user_without_a_home_keeps_nothing(tmp_path, draw_clip, monkeypatch):
     monkeypatch.setattr(Path, "home", homeless)
     path = draw_clip(tmp_path / "a.mp4")
     assert user_cache().folder is None
-    assert Probes().clip(path) == probe_clip(path)
+    assert Probes().clip(path, probe_clip) == probe_clip(path)

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from studio.core.data.match import match_start_frame
-from studio.core.data.probe import probe_clip, probe_start_frame
 from studio.core.data.probe_cache import FileState, Found, ProbeCache, file_state, is_of_content, user_cache
 from studio.core.data.probe_worker import ProbeWorker
 from studio.core.errors import CheckStopped, MediaError
@@ -41,21 +39,16 @@ class Probes:
     start_frames: dict[FileState, StartFrame | MediaError] = field(default_factory=dict)
     matches: dict[tuple[FileState, FileState], StartFrameMatch | MediaError] = field(default_factory=dict)
 
-    def clip(self, path: Path, probe: Callable[[Path], Clip] = probe_clip) -> Clip | MediaError:
+    def clip(self, path: Path, probe: Callable[[Path], Clip]) -> Clip | MediaError:
         """The clip, or why there is none."""
         return _known_or(self.clips, file_state(path), lambda: self.disk.get_or_probe(path, Clip, probe))
 
-    def start_frame(
-        self, path: Path, probe: Callable[[Path], StartFrame] = probe_start_frame
-    ) -> StartFrame | MediaError:
+    def start_frame(self, path: Path, probe: Callable[[Path], StartFrame]) -> StartFrame | MediaError:
         """The start frame, or why there is none."""
         return _known_or(self.start_frames, file_state(path), lambda: self.disk.get_or_probe(path, StartFrame, probe))
 
     def match(
-        self,
-        clip: Clip,
-        start_frame: StartFrame,
-        probe: Callable[[Clip, Path], StartFrameMatch] = match_start_frame,
+        self, clip: Clip, start_frame: StartFrame, probe: Callable[[Clip, Path], StartFrameMatch]
     ) -> StartFrameMatch | MediaError:
         """How a start frame fits its clip, or why they cannot be compared."""
         state = file_state(clip.path), file_state(start_frame.path)
