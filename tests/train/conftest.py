@@ -1,6 +1,7 @@
 """Small runs on the tiny checkpoint."""
 
 import hashlib
+import time
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,21 @@ from studio.core.config import (
 from studio.core.data.check import check_dataset
 from studio.core.model.load import load_bundle
 from studio.core.train.job import run_inline
+
+SECONDS = 60
+
+
+@pytest.fixture
+def wait_for():
+    """wait_for(condition): returns once the condition holds."""
+
+    def wait(condition):
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.02)
+
+    return wait
 
 
 @pytest.fixture

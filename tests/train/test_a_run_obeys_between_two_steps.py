@@ -1,7 +1,5 @@
 """Pause, save and sample on demand, from this process or any other: a file each in the run folder."""
 
-import time
-
 import av
 import numpy as np
 import pytest
@@ -15,13 +13,6 @@ from studio.core.train.job import TrainJob
 from studio.core.train.requests import Request, ask, is_asked, withdraw
 
 SECONDS = 60
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
 
 
 def events_of(folder, kind):
@@ -44,7 +35,7 @@ def asking(folder_of, at_step, requests):
     return on_event
 
 
-def test_a_paused_job_waits_with_the_device_free_and_goes_on(config, with_optim, tiny_bundle):
+def test_a_paused_job_waits_with_the_device_free_and_goes_on(config, with_optim, tiny_bundle, wait_for):
     job = TrainJob(with_optim(config, max_train_steps=1000), lambda: tiny_bundle)
     folder = job.start()
     wait_for(lambda: folder.snapshot().step >= 1)
@@ -67,7 +58,7 @@ def test_a_paused_job_waits_with_the_device_free_and_goes_on(config, with_optim,
     assert folder.state() is RunState.STOPPED
 
 
-def test_a_pause_can_be_ended_by_a_stop_from_elsewhere(config, with_optim, tiny_bundle):
+def test_a_pause_can_be_ended_by_a_stop_from_elsewhere(config, with_optim, tiny_bundle, wait_for):
     job = TrainJob(with_optim(config, max_train_steps=1000), lambda: tiny_bundle)
     folder = job.start()
     (folder.path / "requests").mkdir(exist_ok=True)

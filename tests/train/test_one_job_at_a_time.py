@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,14 +19,7 @@ ROOT = Path(__file__).parents[2]
 SECONDS = 60
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-def test_a_job_runs_in_the_background_and_stops_on_request(config, with_optim, tiny_bundle):
+def test_a_job_runs_in_the_background_and_stops_on_request(config, with_optim, tiny_bundle, wait_for):
     job = TrainJob(with_optim(config, max_train_steps=1000), lambda: tiny_bundle)
     folder = job.start()
     assert job.folder == folder
