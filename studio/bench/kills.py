@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +38,7 @@ LOG = "log.txt"
 """In a project: what its processes print."""
 
 _SECONDS = 120
-"""Without progress for so long, a process hangs."""
+"""So long a process may take to start, or to end, before it is said to hang; a step may take a tenth of it."""
 
 _SERVE = "from studio.cli import main; from studio.bench.kills import serve_forks; serve_forks(main)"
 
@@ -64,10 +66,11 @@ def compare_kills(num_kills: int, folder: Path, *, seed: int = 0) -> KillReport:
     """
     started = time.monotonic()
     draw = random.Random(seed)
-    calm, killed = (_write_project(folder, name, STEPS_A_LIFE * num_kills) for name in ("calm", "killed"))
+    num_steps = STEPS_A_LIFE * num_kills
+    calm, killed = (_write_project(folder, name, num_steps) for name in ("calm", "killed"))
     kills = half_written = 0
     with fork_server() as server:
-        if server.train(calm).wait() != 0:
+        if server.train(calm).wait(num_steps) != 0:
             raise RuntimeError("The run that nobody kills did not finish.")
         while kills < num_kills:
             life = server.train(killed)
@@ -79,13 +82,13 @@ def compare_kills(num_kills: int, folder: Path, *, seed: int = 0) -> KillReport:
             life.kill()
             kills += 1
             half_written += any(_run(killed).path.glob("checkpoints/.step-*.part"))
-        if server.train(killed).wait() != 0:
+        if server.train(killed).wait(num_steps) != 0:
             raise RuntimeError("The run that was killed did not finish.")
     first, second = _run(calm), _run(killed)
     steps = [event.step for _, event in second.events() if isinstance(event, StepDone)]
     replayed = len(steps) - len(set(steps))
     files = ("lora.safetensors", "optim.safetensors", "ema.safetensors")
-    last = f"checkpoints/step-{STEPS_A_LIFE * num_kills:06d}"
+    last = f"checkpoints/step-{num_steps:06d}"
     same = [file_hash(first.path / last / name) == file_hash(second.path / last / name) for name in files]
     return KillReport(
         num_kills=kills,
@@ -114,66 +117,79 @@ def bench_kills(num_kills: int = 200) -> None:
 class Life:
     """One process that trains."""
 
-    def __init__(self, server: subprocess.Popen[str], pid: int) -> None:
+    def __init__(self, server: ForkServer, pid: int) -> None:
         self._server = server
         self._pid = pid
-        self._status: int | None = None
 
     def kill(self) -> None:
-        """Ends it with SIGKILL. Raises RuntimeError when it had ended by itself."""
+        """Ends it with SIGKILL. Raises RuntimeError when it had ended by itself, or does not end."""
         os.kill(self._pid, signal.SIGKILL)
-        if self.wait() != -signal.SIGKILL:
-            raise RuntimeError(f"The process ended by itself, with {self._status}.")
+        if (status := self.wait()) != -signal.SIGKILL:
+            raise RuntimeError(f"The process ended by itself, with {status}.")
 
-    def wait(self) -> int:
-        """Its exit code, once it has ended; minus the number of a signal that ended it."""
-        if self._status is None:
-            assert self._server.stdout is not None
-            self._status = int(self._server.stdout.readline())
-        return self._status
+    def wait(self, num_steps: int = 0) -> int:
+        """Its exit code, once it has ended; minus the number of a signal that ended it. Only once.
+
+        Raises RuntimeError when it takes longer than a start and so many steps may take.
+        """
+        return self._server.answer(_SECONDS + num_steps * _SECONDS / 10)
 
 
 class ForkServer:
     """A process that forks one that trains, whenever it is told to."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._orders, self._answers = process.stdin, process.stdout
 
     def train(self, config: Path) -> Life:
         """`python -m studio train --config config`, with `--resume` when a run was begun before."""
         resume = ["--resume"] if list_runs(config.parent / "runs") else []
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(["train", "--config", str(config), *resume]) + "\n")
-        self._process.stdin.flush()
-        return Life(self._process, int(self._process.stdout.readline()))
+        self._orders.write(json.dumps(["train", "--config", str(config), *resume]).encode() + b"\n")
+        return Life(self, self.answer(_SECONDS))
+
+    def answer(self, seconds: float) -> int:
+        """The number that it prints next. Raises RuntimeError when that takes longer."""
+        if not select.select([self._answers], [], [], seconds)[0]:
+            raise RuntimeError(f"A process of the bench hangs: no answer within {seconds:.0f} s.")
+        return int(self._answers.readline())
 
 
 @contextmanager
 def fork_server() -> Iterator[ForkServer]:
-    """A server for as long as the block runs."""
+    """A server for as long as the block runs; then it is killed, and whatever it forked with it."""
+    # Without a buffer, select() sees each answer.
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         yield ForkServer(process)
     finally:
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
 def serve_forks(main: Callable[[list[str]], int]) -> None:
     """Forks a process that runs `main`, the command line, for each line of arguments on the input; prints its number,
     and its exit code once it ended.
+
+    Raises RuntimeError when a thread runs that a fork could find holding a lock.
     """
+    from tqdm import tqdm
+
     from studio.core.config import ModelConfig
     from studio.core.data.check import check_project
     from studio.core.model.load import load_bundle
     from studio.core.train.job import run_inline
 
+    tqdm.monitor_interval = 0  # no thread that watches the bars: a fork in which it holds their lock never draws one
     # Whatever they import late is imported now; each fork loads a model of its own.
     load_bundle(ModelConfig(source="tiny", device="cpu"))
     del check_project, run_inline
+    if threading.active_count() > 1:
+        raise RuntimeError(f"Cannot fork beside {threading.enumerate()}.")
     for line in sys.stdin:
         arguments = json.loads(line)
         pid = os.fork()
