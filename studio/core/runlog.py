@@ -104,6 +104,8 @@ class RunSnapshot:
     """(step, loss), each step once: after a resume the later attempt counts."""
     steps: tuple[StepDone, ...]
     """All that is known of these steps."""
+    times: tuple[float, ...]
+    """When each of these steps was done, Unix time in seconds."""
     held_out: tuple[HeldOutLoss, ...]
     """Each step once."""
     checkpoints: tuple[int, ...]
@@ -203,7 +205,8 @@ class RunFolder:
         last = events[-1] if events else None
         measuring = next((e for e in reversed(events) if isinstance(e, FitProgress)), None)
         fit = next((e for e in reversed(_last_attempt(events)) if isinstance(e, FitPredicted)), None)
-        steps = _last_steps(events)
+        timed_steps = _last_steps(timed)
+        steps = tuple(step for _, step in timed_steps)
         state = self._state(timed)
         is_moving = state.is_live and state is not RunState.PAUSED
         num_steps = started.num_steps if started else 0
@@ -217,7 +220,8 @@ class RunFolder:
             cache_done=cache.done if cache else 0,
             cache_total=cache.total if cache else 0,
             losses=tuple((s.step, s.loss) for s in steps),
-            steps=tuple(steps),
+            steps=steps,
+            times=tuple(when for when, _ in timed_steps),
             held_out=tuple({e.step: e for e in events if isinstance(e, HeldOutLoss)}.values()),
             checkpoints=tuple(sorted({e.step for e in events if isinstance(e, CheckpointSaved)})),
             learning_rate=steps[-1].learning_rate if steps else None,
@@ -297,14 +301,14 @@ def _last_attempt(events: list[TrainEvent]) -> list[TrainEvent]:
     return events[start:]
 
 
-def _last_steps(events: list[TrainEvent]) -> list[StepDone]:
-    """Steps in order: one that was done again after a resume replaces what followed the checkpoint."""
-    steps: list[StepDone] = []
-    for event in events:
+def _last_steps(timed: tuple[tuple[float, TrainEvent], ...]) -> list[tuple[float, StepDone]]:
+    """(Unix time, step) in order: one that was done again after a resume replaces what followed the checkpoint."""
+    steps: list[tuple[float, StepDone]] = []
+    for when, event in timed:
         if isinstance(event, StepDone):
-            while steps and steps[-1].step >= event.step:
+            while steps and steps[-1][1].step >= event.step:
                 steps.pop()
-            steps.append(event)
+            steps.append((when, event))
     return steps
 
 

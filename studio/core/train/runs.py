@@ -159,18 +159,18 @@ def write_csv(run: RunFolder, file: Path) -> None:
     Raises:
         ConfigError: the file is there already, or cannot be written.
     """
-    held_out = {look.step: look for look in run.snapshot().held_out}
-    times = {event.step: time for time, event in run.events() if isinstance(event, StepDone)}
+    snapshot = run.snapshot()
+    held_out = {look.step: look for look in snapshot.held_out}
     columns = ("step", "time", "loss", "learning_rate", "grad_norm", "seconds", "peak_bytes", "clips", "clip_losses")
     try:
         with file.open("x", newline="", encoding="utf-8") as out:
             writer = csv.writer(out)
             writer.writerow((*columns, "held_out_loss", "held_out_base_loss"))
-            for step in run.snapshot().steps:
+            for when, step in zip(snapshot.times, snapshot.steps, strict=True):
                 look = held_out.get(step.step)
                 writer.writerow(
                     (
-                        step.step, times[step.step], step.loss, step.learning_rate, step.grad_norm, step.seconds,
+                        step.step, when, step.loss, step.learning_rate, step.grad_norm, step.seconds,
                         step.peak_bytes, " ".join(step.clips), " ".join(map(str, step.clip_losses)),
                         look.loss if look else None, look.base_loss if look else None,
                     )
