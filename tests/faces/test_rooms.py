@@ -16,9 +16,9 @@ from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
 from studio.ui import markup
 from studio.ui.clip_pictures import preview
+from studio.ui.plan_panel import run_config, with_rank
 from studio.ui.sample_tab import _render, _request
 from studio.ui.settings import AppSettings
-from studio.ui.train_tab import _config, _with_rank
 from studio.ui.workshop import Workshop
 from studio.view.words import words
 
@@ -74,7 +74,7 @@ def test_a_space_keeps_nothing_about_its_visitors_files(make_workshop, is_space)
 
 @pytest.mark.parametrize(("alpha", "kept"), [(16.0, 16.0), (8.0, 4.0), (None, None)])
 def test_alpha_stays_unless_it_was_the_rank(alpha, kept):
-    lora = _with_rank(LoraSettings(rank=8, alpha=alpha, dropout=0.1), 4)
+    lora = with_rank(LoraSettings(rank=8, alpha=alpha, dropout=0.1), 4)
     assert lora == LoraSettings(rank=4, alpha=kept, dropout=0.1)
 
 
@@ -89,7 +89,7 @@ def test_runs_are_where_the_project_wants_them(make_workshop, project, tmp_path)
     run = RunFolder.create(opened.project.run.output_dir, opened.project.run)
     assert workshop.current_run() == run
     assert workshop.output_dir == tmp_path / "out"
-    assert _config(workshop, str(tmp_path), (8, 1e-3, 4, 1, 1), words("en"))[0].output_dir == tmp_path / "out"
+    assert run_config(workshop, str(tmp_path), (8, 1e-3, 4, 1, 1), words("en"))[0].output_dir == tmp_path / "out"
 
 
 def test_the_model_of_a_live_run_is_not_loaded_twice(make_workshop, monkeypatch):
@@ -129,7 +129,7 @@ def test_a_clip_that_was_changed_has_a_new_preview(make_workshop, project):
 def test_what_a_run_takes_is_measured_with_the_fields_of_the_page(make_workshop, project):
     workshop = make_workshop()
     opened = workshop.open(str(project))
-    config, report = _config(workshop, str(opened.path), (8, 1e-3, 2, 3, 1), words("en"))
+    config, report = run_config(workshop, str(opened.path), (8, 1e-3, 2, 3, 1), words("en"))
     config = replace(config, model=TINY)
     progress = []
     fit = workshop.measure(config, report, lambda *of: progress.append(of))
