@@ -15,7 +15,7 @@ from studio.core.config import DataConfig, DatasetConfig
 from studio.core.data.check import check_dataset
 from studio.core.data.findings import start_frame_issues
 from studio.core.data.match import match_start_frame
-from studio.core.data.probe import probe_clip
+from studio.core.data.probe import look_at_clip, probe_clip
 from studio.core.types import IssueCode, Severity
 
 HEIGHT, WIDTH = 96, 160
@@ -190,7 +190,9 @@ def test_a_clip_in_which_nothing_moves_is_named(tmp_path, said, ride, talk):
 
 def said_beside(clip, start_frame):
     """What is said about a start frame and its clip: codes and messages."""
-    match = match_start_frame(probe_clip(clip), start_frame)
+    look = look_at_clip(clip)
+    match = match_start_frame(look.clip, start_frame, look=look)
+    assert match == match_start_frame(look.clip, start_frame), "what the look spared changed what was found"
     return {issue.code: issue.message for issue in start_frame_issues(match, clip.name, start_frame.name)}
 
 

@@ -27,6 +27,9 @@ MOMENTS = 6
 CELLS = 8
 """Edge of a picture in a signature."""
 
+_TO_CELLS = np.kron(np.eye(CELLS, dtype=np.float32), np.full((1, THUMB // CELLS), CELLS / THUMB, np.float32))
+"""Takes the mean of each cell's rows, or columns: float32 [8,64]."""
+
 _BLOCK = 8
 _REACH = 8
 """A block is looked for this many pixels around its place, an eighth of the frame in one frame's time."""
@@ -68,8 +71,7 @@ class ContentReader:
         self.motion = max(self.motion, float(np.abs(picture - self._first).max()))
         thumb = picture[0]
         step = float(np.abs(thumb - self._window[-1]).mean()) if self._window else 0.0
-        cells = np.stack([_block_means(plane, THUMB // CELLS) for plane in picture])
-        self._cells.append(cells.round().astype(np.uint8).tobytes())
+        self._cells.append(cells_of(picture).tobytes())
         self._steps.append(step)
         self._window.append(thumb)
         self._look_for_cut(len(self._steps) - 1 - _NEIGHBOURS)
@@ -79,6 +81,10 @@ class ContentReader:
         for index in range(max(1, len(self._steps) - _NEIGHBOURS), len(self._steps)):
             self._look_for_cut(index)
         return tuple(self._cuts)
+
+    def cells(self) -> np.ndarray:
+        """`cells_of` every frame so far: uint8 [frames,3,8,8]."""
+        return np.frombuffer(b"".join(self._cells), np.uint8).reshape(-1, 3, CELLS, CELLS)
 
     def signature(self) -> str:
         """`MOMENTS` pictures of 3 x `CELLS` x `CELLS` bytes, spread over the clip, in hexadecimal."""
@@ -115,6 +121,11 @@ def small_picture(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarra
     """
     small = reformatter.reformat(frame, THUMB, THUMB, "yuv444p", interpolation=Interpolation.AREA, threads=1)
     return small.to_ndarray().astype(np.float32)
+
+
+def cells_of(picture: np.ndarray) -> np.ndarray:
+    """A small picture averaged over 8x8 cells: uint8 [3,8,8], rounded."""
+    return (_TO_CELLS @ picture @ _TO_CELLS.T).round().astype(np.uint8)
 
 
 def _residues(before: np.ndarray, after: np.ndarray) -> np.ndarray:

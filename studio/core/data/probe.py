@@ -70,6 +70,17 @@ class _Count:
         self.content.add(frame)
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A clip that was decoded once."""
+
+    clip: Clip
+    first: np.ndarray
+    """Its first frame as its reader reads it: uint8 [H,W,3], RGB."""
+    cells: np.ndarray
+    """What each frame shows, roughly: uint8 [frames,3,8,8], as `cells_of`."""
+
+
 def probe_clip(path: Path) -> Clip:
     """What a clip is and shows, with the reader that its frames should be read with.
 
@@ -77,11 +88,11 @@ def probe_clip(path: Path) -> Clip:
         DamagedClipError: some frames are corrupt, or the file ends early; says up to which frame it reads.
         MediaError: not a video, not decodable, or without frames.
     """
-    return look_at_clip(path)[0]
+    return look_at_clip(path).clip
 
 
-def look_at_clip(path: Path, on_frame: Callable[[], None] | None = None) -> tuple[Clip, np.ndarray]:
-    """As `probe_clip`, and the first frame as that reader reads it: uint8 [H,W,3], RGB; tells of every frame."""
+def look_at_clip(path: Path, on_frame: Callable[[], None] | None = None) -> Look:
+    """As `probe_clip`, with what was seen on the way; tells of every frame."""
     with open_clip(path) as (container, stream):
         count = _count_frames(path, container, stream, on_frame)
         if count.first is None:
@@ -110,7 +121,7 @@ def look_at_clip(path: Path, on_frame: Callable[[], None] | None = None) -> tupl
             motion=count.content.motion,
             signature=count.content.signature(),
         )
-        return clip, first
+        return Look(clip, first, count.content.cells())
 
 
 def _count_frames(

@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
 from studio.core.data.decode import read_image
 from studio.core.data.match import match_start_frame
-from studio.core.data.probe import look_at_clip
+from studio.core.data.probe import Look, look_at_clip
 from studio.core.data.probe_cache import FileState, Found, NotOfContent, file_state, from_json, is_of_content, to_json
 from studio.core.errors import CheckStopped, MediaError
 from studio.core.types import Clip, StartFrame, StartFrameMatch
@@ -39,6 +39,8 @@ _GRACE_SECONDS = 5.0
 """After which a child whose parent is gone ends itself."""
 
 logger = logging.getLogger(__name__)
+
+Held = TypeVar("Held")
 
 
 class ProbeWorker:
@@ -160,7 +162,7 @@ class _Child:
 
     def __init__(self, on_frame: Callable[[], None]) -> None:
         self._on_frame = on_frame
-        self._first: tuple[FileState, np.ndarray] | None = None
+        self._look: tuple[FileState, Look] | None = None
         self._picture: tuple[FileState, np.ndarray] | None = None
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, object]:
@@ -175,9 +177,9 @@ class _Child:
     def _probe(self, path: Path, request: Mapping[str, Any]) -> Clip | StartFrame | StartFrameMatch:
         state = file_state(path)
         if request["kind"] == Clip.__name__:
-            clip, first = look_at_clip(path, self._on_frame)
-            self._first = state, first
-            return clip
+            look = look_at_clip(path, self._on_frame)
+            self._look = state, look
+            return look.clip
         if request["kind"] == StartFrame.__name__:
             picture = read_image(path)
             self._picture = state, picture
@@ -186,11 +188,11 @@ class _Child:
         if isinstance(clip, MediaError):
             raise clip
         image = Path(request["start_frame"])
-        first, picture = _held(self._first, state), _held(self._picture, file_state(image))
-        return match_start_frame(clip, image, picture=picture, first=first, on_frame=self._on_frame)
+        look, picture = _held(self._look, state), _held(self._picture, file_state(image))
+        return match_start_frame(clip, image, picture=picture, look=look, on_frame=self._on_frame)
 
 
-def _held(held: tuple[FileState, np.ndarray] | None, state: FileState) -> np.ndarray | None:
+def _held(held: tuple[FileState, Held] | None, state: FileState) -> Held | None:
     return held[1] if held and held[0] == state else None
 
 
