@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,17 +27,11 @@ from safetensors.torch import load_file, save
 
 from studio.core.config import RunConfig
 from studio.core.config_json import run_config_to_json
-from studio.core.data.digest import file_hash
-from studio.core.errors import CheckpointError, MediaError
+from studio.core.errors import CheckpointError
+from studio.core.train.checkpoint_files import EMA, LORA, MANIFEST, OPTIM, STATE, list_checkpoints, verify_checkpoint
 from studio.core.train.disk import disk_full, is_full, require_room, sync_folder, write_synced
 
 logger = logging.getLogger(__name__)
-
-LORA = "lora.safetensors"
-EMA = "ema.safetensors"
-OPTIM = "optim.safetensors"
-STATE = "state.json"
-MANIFEST = "manifest.json"
 
 _UNFINISHED = (".step-*.part", ".step-*.old")
 """Names while a checkpoint is written, and while one is deleted."""
@@ -119,17 +112,6 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[str, ...]]
     return None, tuple(passed_over)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written."""
-    for path in reversed(list_checkpoints(folder)):
-        try:
-            verify_checkpoint(path)
-        except CheckpointError:
-            continue
-        return path
-    return None
-
-
 def read_checkpoint(path: Path) -> Checkpoint:
     """A checkpoint whose files are what was written.
 
@@ -150,33 +132,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path.name} cannot be read: {error}.", remedy) from error
-
-
-def verify_checkpoint(path: Path) -> None:
-    """Raises CheckpointError, naming the first file that is missing or is not what was written."""
-    remedy = "Resume from an older checkpoint, or start the run again."
-    try:
-        manifest = path / MANIFEST
-        # Before there were manifests, state.json had the sums of the two others.
-        source = manifest if manifest.exists() else path / STATE
-        sums = json.loads(source.read_bytes())
-        sums = sums if source == manifest else sums["sha256"]
-        expected = {LORA, OPTIM} | ({STATE} if source == manifest else set()) | ({EMA} if EMA in sums else set())
-        if sums.keys() != expected or (EMA not in sums and (path / EMA).exists()):
-            raise CheckpointError(f"{path.name}/{source.name} has changed since it was written.", remedy)
-        for name, digest in sums.items():
-            if file_hash(path / name) != digest:
-                raise CheckpointError(f"{path.name}/{name} has changed since it was written.", remedy)
-    except MediaError as error:
-        raise CheckpointError(f"{path.name} is not whole: {error.message}", remedy) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path.name} is not whole: its list of files cannot be read.", remedy) from error
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """What has the name of a checkpoint, oldest first; what else lies there, such as `step-3-copy`, is left out."""
-    numbered = [(path.name.removeprefix("step-"), path) for path in folder.glob("step-*")]
-    return [path for _, path in sorted((int(step), path) for step, path in numbered if re.fullmatch("[0-9]+", step))]
 
 
 def remove_leftovers(folder: Path) -> None:

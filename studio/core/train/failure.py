@@ -9,7 +9,7 @@ import torch
 from studio.core.errors import StudioError
 from studio.core.events import RunFailed
 from studio.core.runlog import RunFolder
-from studio.core.train.checkpoint import newest_whole
+from studio.core.train.checkpoint_files import newest_whole
 from studio.core.train.disk import is_full
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from studio.core.config import RunConfig
 from studio.core.config_json import run_config_to_json
-from studio.core.errors import CheckpointError, ConfigError
-from studio.core.events import CheckpointSaved, HeldOutLoss, StepDone, encode_event
-from studio.core.runlog import EVENTS_FILE, RunFolder, RunState
+from studio.core.errors import CheckpointError, ConfigError, StudioError
+from studio.core.events import CheckpointSaved, HeldOutLoss, SampleSaved, StepDone, encode_event
+from studio.core.filelock import is_locked
+from studio.core.runlog import CONFIG_FILE, EVENTS_FILE, LOCK_FILE, RunFolder, RunState, list_runs
 from studio.core.simpletuner_keys import CONFIG_KEYS, DATASET_KEYS, VIDEO_KEYS, Honoured
-from studio.core.train.checkpoint import list_checkpoints, verify_checkpoint
+from studio.core.train.checkpoint_files import list_checkpoints, verify_checkpoint
 
 RECENT = 50
 """The loss of a run is the mean of this many last steps."""
@@ -55,6 +60,46 @@ class RunFigures:
     num_checkpoints: int
     num_bytes: int
     """On the disk."""
+    began: float
+    """Unix time in seconds."""
+    sample: Path | None
+    """The newest sample that is there."""
+
+
+@dataclass(slots=True)
+class FiguresCache:
+    """Figures of runs; those of a run are read again once its events or its lock have changed."""
+
+    _held: dict[Path, tuple[tuple[Any, ...], RunFigures]] = field(default_factory=dict)
+
+    def of(self, run: RunFolder) -> RunFigures:
+        """As `figures`; what other programs put into the folder meanwhile is not seen."""
+        key = _run_key(run)
+        held = self._held.get(run.path)
+        if held is None or held[0] != key:
+            held = self._held[run.path] = (key, figures(run))
+        return held[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointState:
+    """A checkpoint as it lies on the disk."""
+
+    step: int
+    damage: str
+    """What is wrong with it, a sentence; empty: it is whole."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplePair:
+    """What two runs made of one start frame."""
+
+    name: str
+    first: SampleSaved
+    second: SampleSaved
+    is_alike: bool
+    """The same picture, prompt and settings; False: only the name is the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +129,56 @@ def figures(run: RunFolder) -> RunFigures:
         seconds=sum(step.seconds for step in snapshot.steps),
         num_samples=len(snapshot.samples),
         num_checkpoints=len(list_checkpoints(run.path / "checkpoints")),
-        num_bytes=sum(file.stat().st_size for file in run.path.rglob("*") if file.is_file()),
+        num_bytes=size_on_disk(run.path),
+        began=_began(run),
+        sample=next((file for s in reversed(snapshot.samples) if (file := sample_file(run, s))), None),
     )
+
+
+def find_run(output_dir: Path, name: str) -> RunFolder:
+    """The run of that name; a beginning of it will do where no other run begins so. Raises ConfigError."""
+    runs = list_runs(output_dir)
+    found = [run for run in runs if run.name == name] or [run for run in runs if name and run.name.startswith(name)]
+    if len(found) != 1:
+        what = "begins several runs" if found else "is no run"
+        raise ConfigError(f"{name[:80]} {what} in {output_dir}.", "Take a name of the list.")
+    return found[0]
+
+
+def sample_file(run: RunFolder, sample: SampleSaved) -> Path | None:
+    """The video of a sample; None where it is gone, or is no file of the run."""
+    file = (run.path / sample.path).resolve()
+    return file if file.is_file() and file.is_relative_to(run.path.resolve()) else None
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files in it; those that go meanwhile are not counted."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += Path(place, name).stat().st_size
+    return total
+
+
+def checkpoints_of(run: RunFolder) -> tuple[CheckpointState, ...]:
+    """The checkpoints of a run, newest first, each with its files read and compared with their sums."""
+    return tuple(_checkpoint_state(path) for path in reversed(list_checkpoints(run.path / "checkpoints")))
+
+
+def side_by_side(first: RunFolder, second: RunFolder) -> tuple[SamplePair, ...]:
+    """Samples that both runs rendered of a start frame: after the last step that both rendered it at, else the newest
+    of each.
+    """
+    ours, theirs = (_samples_by_name(run) for run in (first, second))
+    pairs = []
+    for name in (name for name in ours if name in theirs):
+        common = max(ours[name].keys() & theirs[name].keys(), default=None)
+        steps = (common, common) if common is not None else (max(ours[name]), max(theirs[name]))
+        pair = ours[name][steps[0]], theirs[name][steps[1]]
+        is_alike = Path(pair[0].base).name == Path(pair[1].base).name
+        pairs.append(SamplePair(name=name, first=pair[0], second=pair[1], is_alike=is_alike))
+    return tuple(pairs)
 
 
 def differences(first: RunConfig, second: RunConfig) -> tuple[Difference, ...]:
@@ -181,6 +274,42 @@ def write_csv(run: RunFolder, file: Path) -> None:
         raise ConfigError(f"{file.name} cannot be written: {error.strerror}.", "Choose another place.") from error
 
 
+def _run_key(run: RunFolder) -> tuple[Any, ...]:
+    """Changes with whatever changes the figures of a run."""
+    try:
+        events = (run.path / EVENTS_FILE).stat()
+    except FileNotFoundError:
+        return (is_locked(run.path / LOCK_FILE),)
+    return events.st_mtime_ns, events.st_size, is_locked(run.path / LOCK_FILE)
+
+
+def _began(run: RunFolder) -> float:
+    """Unix time at which the run was made, by its name; of one that was given another name, by its configuration."""
+    try:
+        return datetime.strptime(run.name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return (run.path / CONFIG_FILE).stat().st_mtime
+
+
+def _checkpoint_state(path: Path) -> CheckpointState:
+    try:
+        verify_checkpoint(path)
+        damage = ""
+    except StudioError as error:
+        damage = error.message
+    return CheckpointState(step=int(path.name[5:]), damage=damage, num_bytes=size_on_disk(path))
+
+
+def _samples_by_name(run: RunFolder) -> dict[str, dict[int, SampleSaved]]:
+    """Samples whose files are there, by the name of their start frame and their step."""
+    found: dict[str, dict[int, SampleSaved]] = {}
+    for sample in run.snapshot().samples:
+        name = re.fullmatch(r"step-\d+-(.+)\.mp4", Path(sample.path).name)
+        if name and sample_file(run, sample):
+            found.setdefault(name[1], {})[sample.step] = sample
+    return found
+
+
 def _by_key(config: RunConfig) -> dict[str, Any]:
     names = {rule.field: key for key, rule in CONFIG_KEYS.items() if isinstance(rule, Honoured)}
     of_dataset = {rule.field: key for key, rule in DATASET_KEYS.items() if isinstance(rule, Honoured)} | {
@@ -188,12 +317,12 @@ def _by_key(config: RunConfig) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for section, value in run_config_to_json(config).items():
-        for field, item in value.items() if isinstance(value, dict) else [(section, value)]:
-            path = f"{section}.{field}" if isinstance(value, dict) else f"run.{field}"
+        for member, item in value.items() if isinstance(value, dict) else [(section, value)]:
+            path = f"{section}.{member}" if isinstance(value, dict) else f"run.{member}"
             if path != "data.datasets":
                 found[_NAMES.get(path) or names.get(path) or path.removeprefix("run.")] = item
     for dataset in run_config_to_json(config)["data"]["datasets"]:
-        for field, item in dataset.items():
-            key = of_dataset.get(f"dataset.{field}") or _NAMES.get(field, field)
+        for member, item in dataset.items():
+            key = of_dataset.get(f"dataset.{member}") or _NAMES.get(member, member)
             found[f"{dataset['id']}.{key}"] = item
     return found
