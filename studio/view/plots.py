@@ -30,13 +30,19 @@ class Palette:
     muted: str
     line: str
     accent: str
+    second: str
+    """Beside the accent: what is held out."""
     warn: str
     paper: str | None = None
 
 
-LIGHT = Palette(ink="#1b1f24", muted="#5b6470", line="#e1e4e8", accent="#1f5fd0", warn="#9a5b00", paper="#ffffff")
-DARK = Palette(ink="#e8eaed", muted="#9aa3ad", line="#2c333b", accent="#7fb0ff", warn="#f0b454", paper="#14181d")
-PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204", warn="#010205")
+LIGHT = Palette(
+    ink="#1b1f24", muted="#5b6470", line="#e1e4e8", accent="#1f5fd0", second="#b0307a", warn="#9a5b00", paper="#ffffff"
+)
+DARK = Palette(
+    ink="#e8eaed", muted="#9aa3ad", line="#2c333b", accent="#7fb0ff", second="#ff9bcb", warn="#f0b454", paper="#14181d"
+)
+PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204", second="#010206", warn="#010205")
 """Stand-ins that `figure_svg` turns into the page's own colours, so that one figure fits light and dark."""
 
 
@@ -87,7 +93,7 @@ def draw_loss(
     if points:
         steps = np.array([step for step, _ in points])
         values = np.array([loss for _, loss in points])
-        kept = _thin(values)
+        kept = thin(values)
         axes.plot(steps[kept], values[kept], color=palette.accent, alpha=0.3, linewidth=1, label=w("train.raw"))
         even = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int))
         axes.plot(steps[even], smooth(values)[even], color=palette.accent, linewidth=2.2, label=w("train.smooth"))
@@ -153,7 +159,7 @@ def figure_svg(figure: Figure, title: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    for name in ("ink", "muted", "line", "accent", "warn"):
+    for name in ("ink", "muted", "line", "accent", "second", "warn"):
         svg = svg.replace(getattr(PAGE, name), f"var(--studio-{name})")
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"font-family: [^;\"]+|font: ([\d.]+px) [^;\"]+", _page_font, svg)
@@ -171,6 +177,12 @@ def _new_figure(palette: Palette, size: tuple[float, float]) -> tuple[Figure, Ax
     figure = Figure(figsize=size, layout="constrained")
     figure.set_facecolor(palette.paper or "none")
     axes = figure.add_subplot()
+    dress(axes, palette)
+    return figure, axes
+
+
+def dress(axes: Axes, palette: Palette) -> None:
+    """Gives axes the looks of all figures: a quiet grid, no box."""
     axes.set_facecolor("none")
     axes.grid(visible=True, color=palette.line, linewidth=1)
     axes.set_axisbelow(True)
@@ -178,13 +190,16 @@ def _new_figure(palette: Palette, size: tuple[float, float]) -> tuple[Figure, Ax
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(palette.line)
-    return figure, axes
 
 
-def _thin(values: np.ndarray) -> np.ndarray:
-    """Indices of at most `MAX_POINTS` values, with the extremes of each stretch among them."""
-    if len(values) <= MAX_POINTS:
+def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
+    """Indices int64 of at most `limit` values, in order: both ends, and the lowest and the highest of each stretch."""
+    if len(values) <= limit:
         return np.arange(len(values))
-    stretches = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
-    kept = {int(s[f(values[s])]) for s in stretches for f in (np.argmin, np.argmax)}
-    return np.array(sorted(kept))
+    inner = np.asarray(values[1:-1], dtype=np.float64)
+    length = math.ceil(len(inner) / ((limit - 2) // 2))
+    num_missing = -len(inner) % length
+    starts = np.arange(0, len(inner), length) + 1
+    stretches = [np.append(inner, np.full(num_missing, fill)).reshape(-1, length) for fill in (np.inf, -np.inf)]
+    kept = (starts + stretches[0].argmin(axis=1), starts + stretches[1].argmax(axis=1), [0, len(values) - 1])
+    return np.unique(np.concatenate(kept))
