@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from studio.core.data.decode import read_frames, read_image, resize_frames
-from studio.core.data.probe import probe_clip, probe_start_frame
+from studio.core.data.probe import probe_clip
 from studio.core.data.probe_cache import is_of_content
 from studio.core.errors import DamagedClipError, MediaError
 
@@ -152,26 +152,26 @@ def png_header(width, height):
 def test_an_image_that_claims_to_be_huge_is_refused_from_its_header(tmp_path, edge):
     (tmp_path / "a.png").write_bytes(png_header(edge, edge))
     with pytest.raises(MediaError, match=r"a\.png has more than 64 million pixels"):
-        probe_start_frame(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"", "empty"), (b"<html>", "not a PNG"), (b"GIF89a", "not a PNG")])
 def test_what_is_no_image_is_named(tmp_path, content, says):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(MediaError, match=rf"a\.png is {says}"):
-        probe_start_frame(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 def test_a_folder_named_like_an_image_is_no_image(tmp_path):
     (tmp_path / "a.png").mkdir()
     with pytest.raises(MediaError, match=r"There is no image .*a\.png"):
-        probe_start_frame(tmp_path / "a.png")
+        read_image(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.mp4"])
 def test_what_may_not_be_read_says_so_and_is_asked_again_next_time(tmp_path, draw_image, draw_clip, monkeypatch, name):
     path = (draw_image if name == "a.png" else draw_clip)(tmp_path / name)
-    probe = probe_start_frame if name == "a.png" else probe_clip
+    probe = read_image if name == "a.png" else probe_clip
     opened = io.open
 
     def locked(file, *arguments, **options):
@@ -193,15 +193,13 @@ def test_a_truncated_image_is_named(tmp_path, draw_image, name):
     whole = draw_image(tmp_path / name, 256, 256).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MediaError, match="a.* damaged or cut off"):
-        probe_start_frame(tmp_path / name)
+        read_image(tmp_path / name)
 
 
 def test_a_photo_is_measured_and_read_as_its_camera_held_it(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (96, 64)).save(tmp_path / "a.jpg", exif=exif)
-    start_frame = probe_start_frame(tmp_path / "a.jpg")
-    assert (start_frame.height, start_frame.width) == (96, 64)
     assert read_image(tmp_path / "a.jpg").shape == (96, 64, 3)
 
 

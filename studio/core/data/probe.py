@@ -1,4 +1,4 @@
-"""Exact facts about one clip or one start frame, found by decoding it, never by believing its header."""
+"""Exact facts about a clip or an image, found by decoding it, never by believing its header."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from studio.core.data.container import (
 from studio.core.data.content import ContentReader
 from studio.core.data.fragments import Fragments, read_fragments
 from studio.core.errors import DamagedClipError, MediaError
-from studio.core.types import Clip, StartFrame
+from studio.core.types import Clip
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _COPY_AGAIN = "Copy the file again from where it came from, or remove it from the folder."
@@ -261,16 +261,6 @@ def _mean_difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a.astype(np.int16) - b).mean())
 
 
-def probe_start_frame(path: Path) -> StartFrame:
-    """Size of a start frame after its EXIF orientation, all of its pixels decoded once.
-
-    Raises:
-        MediaError: empty, not a PNG, JPEG or WebP, cut off, or larger than 64 million pixels.
-    """
-    image = load_image(path)
-    return StartFrame(path=path, height=image.height, width=image.width)
-
-
 _PLACE_IN_SOURCE = re.compile(r"^\[[\d:]+\] \S+:\d+: ")
 """Time and source line before what decord says."""
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, MemoryError, IndexError)
@@ -281,7 +271,8 @@ def load_image(path: Path) -> Image.Image:
     """The decoded image, upright, in whatever mode it was stored.
 
     Raises:
-        MediaError: as `probe_start_frame`; the size is refused from the header, before pixels are decoded.
+        MediaError: empty, not a PNG, JPEG or WebP, cut off, or larger than 64 million pixels, which is refused from
+            the header, before pixels are decoded.
     """
     too_large = MediaError(
         f"{path.name} has more than {MAX_PIXELS // 10**6} million pixels.",

@@ -56,7 +56,7 @@ class ProbeWorker:
         return self._ask(path, Clip, {})
 
     def start_frame(self, path: Path) -> StartFrame:
-        """As `probe_start_frame`, and as `clip`."""
+        """Its size as `read_image` gives it; as `clip`."""
         return self._ask(path, StartFrame, {})
 
     def match(self, clip: Clip, start_frame: Path) -> StartFrameMatch:

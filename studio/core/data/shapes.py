@@ -35,7 +35,13 @@ BASE_MOTIONS = (
 EFFECT = "hops"
 """What the demo's LoRA teaches: the shape jumps up and lands where it stood."""
 
-MOTIONS = (*BASE_MOTIONS, EFFECT)
+SECOND_EFFECT = "pulses"
+"""What the bench of learning teaches too: the shape swells and shrinks back to its size."""
+
+EFFECTS = (EFFECT, SECOND_EFFECT)
+"""What the tiny checkpoint does not know."""
+
+MOTIONS = (*BASE_MOTIONS, *EFFECTS)
 
 TRAVEL = 0.28
 """How far a motion goes, in shorter sides of the frame."""
@@ -46,7 +52,7 @@ def motion_paths(num_frames: int) -> torch.Tensor:
     t = torch.linspace(0, 1, num_frames)
     zero, one = torch.zeros_like(t), torch.ones_like(t)
     out_and_back = TRAVEL * torch.sin(math.pi * t)
-    hop = 4 * t * (1 - t) * TRAVEL
+    arc = 4 * t * (1 - t)
     paths = {
         "moves right": (TRAVEL * t, zero, one),
         "moves left": (-TRAVEL * t, zero, one),
@@ -57,7 +63,8 @@ def motion_paths(num_frames: int) -> torch.Tensor:
         "grows": (zero, zero, 1 + 0.7 * t),
         "shrinks": (zero, zero, 1 - 0.5 * t),
         "stays still": (zero, zero, one),
-        EFFECT: (zero, -hop, one),
+        EFFECT: (zero, -TRAVEL * arc, one),
+        SECOND_EFFECT: (zero, zero, 1 + 0.7 * arc),
     }
     return torch.stack([torch.stack(paths[name], dim=-1) for name in MOTIONS])
 
