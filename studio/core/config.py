@@ -20,6 +20,7 @@ LearningRateSchedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]
 LoraStart = Literal["default", "gaussian"]
+Tracker = Literal["tensorboard", "trackio"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -231,6 +232,18 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SharingConfig:
+    """Who else is told of a run, and where its LoRA goes."""
+
+    report_to: tuple[Tracker, ...] = ()
+    """Trackers that are given the losses as they come."""
+    push_to_hub: bool = False
+    """The LoRA is uploaded when the run has finished."""
+    hub_model_id: str | None = None
+    """`name` or `owner/name` on the hub; None: named after the run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything a run needs to be repeated."""
 
@@ -242,4 +255,5 @@ class RunConfig:
     output_dir: Path
     """Runs are folders in it."""
     noise: NoiseConfig = NoiseConfig()
+    sharing: SharingConfig = SharingConfig()
     seed: int = 42

@@ -65,3 +65,7 @@ class MendError(StudioError):
 
 class MendStopped(MendError):
     """The writing of a mended dataset was stopped; nothing is left of it."""
+
+
+class UploadError(StudioError):
+    """A LoRA could not be brought to the hub; it lies where it lay."""

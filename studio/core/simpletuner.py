@@ -18,6 +18,7 @@ from studio.core.config import (
     NoiseConfig,
     OptimConfig,
     RunConfig,
+    SharingConfig,
     ValidationConfig,
 )
 from studio.core.config_json import with_absolute_paths
@@ -155,6 +156,7 @@ def _assemble(reading: Reading, sections: Sections, found: Datasets, folder: Pat
         optim=_optim(reading, sections.get("optim", {})),
         validation=_validation(reading, sections, found),
         noise=NoiseConfig(**sections.get("noise", {})),
+        sharing=_sharing(reading, sections.get("sharing", {})),
         output_dir=DEFAULT_OUTPUT if output is None else resolve_path(output, folder),
         **{field: value for field, value in run.items() if field != "output_dir"},
     )
@@ -222,6 +224,13 @@ def _optim(reading: Reading, fields: Mapping[str, Any]) -> OptimConfig:
             wanting = "without use_ema" if key == "ema_decay" else f"with lr_scheduler {schedule}"
             reading.notice((key,), key, f"{key} does nothing {wanting}.")
     return OptimConfig(**{**fields, "max_train_steps": steps, "num_train_epochs": epochs or 1})
+
+
+def _sharing(reading: Reading, fields: Mapping[str, Any]) -> SharingConfig:
+    key = "hub_model_id"
+    if key in fields and not fields.get("push_to_hub"):
+        reading.notice((key,), key, f"{key} does nothing by itself without push_to_hub.")
+    return SharingConfig(**fields)
 
 
 def _held_out(sections: Sections, found: Datasets) -> tuple[DatasetConfig, ...]:

@@ -21,12 +21,14 @@ from studio.core.simpletuner_values import (
     device,
     flow_shift,
     frame_count,
+    hub_name,
     integer,
     location,
     name,
     names,
     number,
     text,
+    trackers,
     validation_size,
 )
 
@@ -83,7 +85,7 @@ aspect_bucket_rounding base_model_default_dtype cache_dir checkpoint_epoch_inter
 checkpointing_rolling_steps disable_benchmark ema_device evaluation_type gradient_checkpointing_backend
 gradient_checkpointing_interval gradient_checkpointing_offload_attention gradient_checkpointing_segment_stride
 group_offload_blocks_per_group group_offload_text_encoder group_offload_to_disk_path group_offload_vae
-hub_model_id keep_vae_loaded offload_during_startup push_checkpoints_to_hub quantize_via
+keep_vae_loaded offload_during_startup push_checkpoints_to_hub quantize_via
 tracker_project_name tracker_run_name user_prompt_library vae_batch_size vae_cache_disable vae_cache_ondemand
 vae_dtype vae_enable_slicing validation_disable_unconditional validation_input validation_noise_scheduler
 validation_on_startup validation_preview validation_prompt validation_prompt_library validation_randomize
@@ -190,6 +192,10 @@ _HONOURED: dict[str, Rule] = {
     # run
     "output_dir": Honoured("run.output_dir", location),
     "seed": Honoured("run.seed", integer()),
+    # sharing
+    "report_to": Honoured("sharing.report_to", trackers),
+    "push_to_hub": Honoured("sharing.push_to_hub", boolean),
+    "hub_model_id": Honoured("sharing.hub_model_id", hub_name),
 }
 
 _UNUSED: dict[str, Rule] = {
@@ -204,8 +210,6 @@ _UNUSED: dict[str, Rule] = {
         "layers are offloaded one by one, so that those of the LoRA stay on the device", False, ("leaf_level",)
     ),
     "group_offload_use_stream": Unused("layers are fetched one at a time, without streams", False, (False,)),
-    "report_to": Unused("nothing leaves this machine; the run folder holds every event", False, ("none",)),
-    "push_to_hub": Unused("nothing leaves this machine", False, (False,)),
     "lora_format": Unused("LoRAs are saved in the format of diffusers", False, ("diffusers",)),
 }
 _UNUSED |= dict.fromkeys(

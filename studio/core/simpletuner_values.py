@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
+from studio.core.config import Tracker
 from studio.core.geometry import GridSpec, round_to_grid
 from studio.core.jsonc import JsonValue
 from studio.core.types import IssueCode, Severity
@@ -25,6 +26,7 @@ _MAX_FRAMES = 3601
 """Four minutes at 15 frames a second; the model was published with clips of 93 frames."""
 _MAX_PATH, _MAX_NAME = 4000, 255
 """Bytes; what Linux takes in a path and in one name of it."""
+_HUB_NAME = re.compile(r"([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _SIZE = re.compile(r"(\d{1,5})\s*[xX]\s*(\d{1,5})")
 
 
@@ -126,6 +128,27 @@ def location(value: JsonValue) -> str:
     if len(path.encode()) > _MAX_PATH or any(len(part.encode()) > _MAX_NAME for part in path.split("/")):
         raise ValueError("a path that is short enough for a file system")
     return path
+
+
+def hub_name(value: JsonValue) -> str:
+    """A repository of the hub, with its owner or without."""
+    if not isinstance(value, str) or not _HUB_NAME.fullmatch(value):
+        raise ValueError('a name on the hub, such as "my-lora" or "owner/my-lora"')
+    return value
+
+
+def trackers(value: JsonValue) -> tuple[str, ...] | Normalised:
+    """Trackers, as one name, names with commas between or a list; those that are not written to are named.
+
+    Source: SimpleTuner's `report_to`.
+    """
+    written = [word.strip() for words in names(value) for word in words.split(",")]
+    taken = tuple(name for name in get_args(Tracker) if name in written)
+    others = [word for word in written if word not in (*taken, "none", "")]
+    if not others:
+        return taken
+    message = f"report_to names {', '.join(others)}, which nothing is sent to; {' and '.join(get_args(Tracker))} are."
+    return Normalised(taken, (Note(message=message, code=IssueCode.KEY_NOT_USED),))
 
 
 def device(value: JsonValue) -> str:

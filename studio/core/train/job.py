@@ -18,9 +18,11 @@ from studio.core.model.memory import memory_errors
 from studio.core.runlog import RunFolder
 from studio.core.train.checkpoint import remove_leftovers
 from studio.core.train.failure import failure_of
+from studio.core.train.hub import upload_finished
 from studio.core.train.loop import train
 from studio.core.train.onerun import TrainingLock
 from studio.core.train.requests import Request, ask, forget, withdraw
+from studio.core.train.tracking import listening, require_trackers
 from studio.core.types import DatasetReport
 
 logger = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ class TrainJob:
 
         Raises:
             AdapterError: the LoRA to begin with cannot be read.
+            ConfigError: a tracker of `report_to` is not installed, or no folder can be made.
             DatasetError: the dataset has errors; says how many, and the first.
             JobAlreadyRunning: a run is being trained in this output folder or on this GPU, here or in another
                 process; says which.
@@ -116,6 +119,9 @@ class TrainJob:
             )  # fmt: skip
         finally:
             lock.release()
+        if self._config.sharing.push_to_hub:
+            # Not part of the run: its thread ends here, and the device is free for the next one.
+            threading.Thread(target=upload_finished, args=(folder,), name=f"upload {folder.name}", daemon=True).start()
 
 
 def run_inline(
@@ -133,7 +139,7 @@ def run_inline(
     run may be given its own configuration, `resume.config()`.
 
     Raises:
-        AdapterError, DatasetError, JobAlreadyRunning: as `TrainJob.start`.
+        AdapterError, ConfigError, DatasetError, JobAlreadyRunning: as `TrainJob.start`.
     """
     lock = TrainingLock(config)
     try:
@@ -143,6 +149,8 @@ def run_inline(
         _drive(config, folder, load, checked, should_stop=should_stop, on_event=on_event, resume=resume is not None)
     finally:
         lock.release()
+    if config.sharing.push_to_hub:
+        upload_finished(folder)
     return folder
 
 
@@ -158,7 +166,7 @@ def _drive(
 ) -> None:
     """Runs the loop and writes its events; whatever goes wrong becomes the last of them."""
     step = 0
-    with folder.locked():
+    with folder.locked(), listening(config, folder) as report_to_trackers:
         try:
             if resume:
                 folder.append(RunResumed())
@@ -170,6 +178,7 @@ def _drive(
                 for event in events:
                     step = getattr(event, "step", step)
                     folder.append(event)
+                    report_to_trackers(event)
                     on_event(event)
         except Exception as error:  # noqa: BLE001 the one boundary: a thread has nobody to raise to
             failed = failure_of(error, step, folder)
@@ -191,6 +200,7 @@ def _tell_failure(folder: RunFolder, failed: RunFailed) -> None:
 
 def _open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, RunFolder]:
     """The folder of a new run, or that of `resume`; a LoRA to begin with gives rank and alpha. Raises AdapterError."""
+    require_trackers(config)
     if config.lora.init_from is not None:
         begun = read_lora_shape(config.lora.init_from) if resume is None else resume.config().lora
         config = replace(config, lora=replace(config.lora, rank=begun.rank, alpha=begun.alpha))
