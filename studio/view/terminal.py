@@ -16,8 +16,11 @@ from studio.core.events import (
     DenoiseStep,
     FitPredicted,
     FitProgress,
+    HeldOutLoss,
+    RunContinued,
     RunFailed,
     RunFinished,
+    RunPaused,
     RunStarted,
     RunStopped,
     SampleDone,
@@ -26,6 +29,8 @@ from studio.core.events import (
     StepDone,
     TrainEvent,
 )
+from studio.core.runlog import RunSnapshot
+from studio.core.train.overfit import overfitting
 from studio.core.types import DatasetReport, Issue, Pair, Severity
 from studio.view.progress import fit_rows, fit_verdict, prediction, reality
 from studio.view.verdicts import summary_parts, verdict_of
@@ -188,6 +193,8 @@ class TrainBar:
                 )
                 for notice in event.notices:
                     write(notice)
+                if event.from_step:
+                    write(f"The run goes on from the checkpoint of step {event.from_step}.")
             case CacheProgress():
                 self._move("latents", event.done, event.total)
             case FitProgress():
@@ -199,10 +206,16 @@ class TrainBar:
                     write(f"{words('en')('fit.warning')} {event.change or ''}".rstrip())
             case StepDone():
                 self._move("training", event.step, event.num_steps, loss=f"{event.loss:.4f}")
+            case HeldOutLoss():
+                self._note(f"held-out loss after step {event.step}: {_held_out(event)}")
             case SampleSaved():
-                self._note(f"sample after step {event.step}: {event.path}")
+                self._note(f"sample after step {event.step}: {event.path}{_figures(event)}")
             case CheckpointSaved():
                 self._note(f"checkpoint after step {event.step}: {event.path}")
+            case RunPaused():
+                self._note(f"paused after step {event.step}; the device is free")
+            case RunContinued():
+                self._note(f"continued after step {event.step}")
             case RunFinished() | RunStopped():
                 self._close()
                 write(f"LoRA after step {event.step}: {event.lora}")
@@ -227,6 +240,34 @@ class TrainBar:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _held_out(look: HeldOutLoss) -> str:
+    """`0.1234, 87 % of the base model's`."""
+    share = f", {look.loss / look.base_loss:.0%} of the base model's" if look.base_loss else ""
+    return f"{look.loss:.4f}{share}"
+
+
+def _figures(sample: SampleSaved) -> str:
+    """What was measured of a sample, in brackets; nothing where nothing was."""
+    figures = [
+        f"first frame {sample.start_psnr:.1f} dB" if sample.start_psnr is not None else "",
+        f"motion {sample.motion:.1f}" if sample.motion is not None else "",
+        "hardly anything moves" if sample.is_frozen else "",
+        f"{sample.drift:.1f} from the base" if sample.drift is not None else "",
+    ]
+    said = ", ".join(filter(None, figures))
+    return f" ({said})" if said else ""
+
+
+def print_hint(snapshot: RunSnapshot) -> None:
+    """Says when a run has learned its clips by heart."""
+    found = overfitting(snapshot.steps, snapshot.held_out)
+    if found is not None:
+        write(
+            f"The held-out loss was lowest after step {found.step} and is {found.rise - 1:.0%} higher now, while the "
+            "loss still fell: the LoRA learns these clips by heart. Fewer steps or more clips help."
+        )
 
 
 class SampleBar:
