@@ -189,15 +189,15 @@ class RunFolder:
             lines = (self.path / EVENTS_FILE).read_bytes().split(b"\n")
         except FileNotFoundError:
             return ()
-        return tuple(event for line in lines if (event := _decode(line)) is not None)
+        return tuple(event for line in lines if (event := read_event(line)) is not None)
 
     def state(self) -> RunState:
         """Where the run stands, from its last event and its lock."""
         return self._state(self.events())
 
-    def snapshot(self) -> RunSnapshot:
-        """All that a face draws, in one reading."""
-        timed = self.events()
+    def snapshot(self, timed: tuple[tuple[float, TrainEvent], ...] | None = None) -> RunSnapshot:
+        """All that a face draws, in one reading; `timed` are the run's events, where they are known already."""
+        timed = self.events() if timed is None else timed
         events = [event for _, event in timed]
         started = next((e for e in reversed(events) if isinstance(e, RunStarted)), None)
         cache = next((e for e in reversed(events) if isinstance(e, CacheProgress)), None)
@@ -287,7 +287,7 @@ def _folders(data: DataConfig) -> set[Path]:
     return {dataset.directory.resolve() for dataset in data.datasets}
 
 
-def _decode(line: bytes) -> tuple[float, TrainEvent] | None:
+def read_event(line: bytes) -> tuple[float, TrainEvent] | None:
     """The event of a line; None for one that is cut off, or of a kind that is not known here."""
     try:
         return decode_event(line.decode())
