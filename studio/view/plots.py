@@ -16,10 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studio.core.types import Bucket
+from studio.view.series import MAX_POINTS, smooth, thin
 from studio.view.words import Words
-
-MAX_POINTS = 1000
-"""Drawn in a curve; longer ones keep the lowest and the highest of each stretch."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,32 +42,6 @@ DARK = Palette(
 )
 PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204", second="#010206", warn="#010205")
 """Stand-ins that `figure_svg` turns into the page's own colours, so that one figure fits light and dark."""
-
-
-def smooth(values: Sequence[float] | np.ndarray, span: float | None = None) -> np.ndarray:
-    """A smoothed curve that does not lag behind a trend, at its ends neither: fp64 [N].
-
-    At each point a line is fitted under weights that fall off exponentially on both sides; the sums come from one
-    exponential mean that runs forwards and one that runs backwards. `span` is the reach in points; without one it
-    grows with the curve.
-    """
-    curve = np.asarray(values, dtype=np.float64)
-    keep = math.exp(-1 / (span if span is not None else max(2.0, len(curve) / 16)))
-    place = np.arange(len(curve), dtype=np.float64)
-    terms = np.stack((np.ones_like(curve), place, place * place, curve, place * curve), axis=1)
-    weight, x, xx, y, xy = (_decaying_sum(terms, keep) + _decaying_sum(terms[::-1], keep)[::-1] - terms).T
-    spread = weight * xx - x * x
-    slope = np.divide(weight * xy - x * y, spread, out=np.zeros_like(curve), where=spread > 1e-9 * weight * weight)
-    return (y - slope * x) / weight + slope * place
-
-
-def _decaying_sum(terms: np.ndarray, keep: float) -> np.ndarray:
-    """Running sums [N, K] in which what lies one point back counts `keep` times as much."""
-    sums, total = np.empty_like(terms), np.zeros(terms.shape[1])
-    for index, row in enumerate(terms):
-        total = keep * total + row
-        sums[index] = total
-    return sums
 
 
 def draw_loss(
@@ -190,16 +162,3 @@ def dress(axes: Axes, palette: Palette) -> None:
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(palette.line)
-
-
-def thin(values: np.ndarray, limit: int = MAX_POINTS) -> np.ndarray:
-    """Indices int64 of at most `limit` values, in order: both ends, and the lowest and the highest of each stretch."""
-    if len(values) <= limit:
-        return np.arange(len(values))
-    inner = np.asarray(values[1:-1], dtype=np.float64)
-    length = math.ceil(len(inner) / ((limit - 2) // 2))
-    num_missing = -len(inner) % length
-    starts = np.arange(0, len(inner), length) + 1
-    stretches = [np.append(inner, np.full(num_missing, fill)).reshape(-1, length) for fill in (np.inf, -np.inf)]
-    kept = (starts + stretches[0].argmin(axis=1), starts + stretches[1].argmax(axis=1), [0, len(values) - 1])
-    return np.unique(np.concatenate(kept))

@@ -5,43 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
+from matplotlib.typing import LineStyleType
 
 from studio.core.events import HeldOutLoss
 from studio.core.runlog import RunSnapshot
 from studio.core.train.overfit import overfitting
-from studio.view.plots import LIGHT, MAX_POINTS, Palette, dress, smooth, thin
+from studio.view.frame import MARK_ROW, NARROW, TEXT, Axis, fit_y, framed, set_x
+from studio.view.plots import LIGHT, Palette, dress
+from studio.view.series import seen, smoothed, thin, with_breaks, within
 from studio.view.words import Words
 
-_NARROW = 5.0
-"""Inches; a figure below that is for a phone: fewer ticks, one column."""
-_TEXT = 9.0
-_MARK_ROW = 9.0
 _MARK_GAP = 9.0
-"""Points: a row of marks below the axis, and what lies between two marks of a row at least."""
+"""Points that lie between two marks of a row at least."""
 _MUCH = 30
 """A series whose largest value is this many times its smallest is drawn on a log scale."""
-_TICK_SECONDS = (
-    0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 4 * 3600, 6 * 3600, 12 * 3600,
-    86400, 2 * 86400, 7 * 86400,
-)  # fmt: skip
-_STYLES = ("-", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)))
+_STYLES: tuple[LineStyleType, ...] = ("solid", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)))
 _POINTS = ("o", "s", "^", "D")
-
-
-class Axis(StrEnum):
-    """What a figure's x axis counts."""
-
-    STEP = "step"
-    CLOCK = "clock"
-    """Time since the first step, pauses and interruptions included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,20 +83,20 @@ def draw_run(
     hint = hint if hint and low <= place([hint.step])[0] <= high else None
 
     handles = _legend_of_run(bool(snapshot.losses), looks, [(name, glyph) for name, glyph, _ in marks], w, palette)
-    figure, axes = _framed(palette, size, handles, num_mark_rows=len(marks), has_hint=hint is not None)
+    figure, axes = framed(palette, size, handles, num_mark_rows=len(marks), has_hint=hint is not None)
     axes.patch.set_gid("plot-area")
-    axes.set_ylabel(w("train.axis_loss"), color=palette.muted, fontsize=_TEXT + 1)
-    seen = _draw_noisy(axes, *_series(snapshot, place, snapshot.losses, log=view.log), low, high, palette.accent)
+    axes.set_ylabel(w("train.axis_loss"), color=palette.muted, fontsize=TEXT + 1)
+    shown = _draw_noisy(axes, *_series(snapshot, place, snapshot.losses, log=view.log), low, high, palette.accent)
     if looks:
-        seen += _draw_held_out(axes, looks, place, low, high, palette)
+        shown += _draw_held_out(axes, looks, place, low, high, palette)
         base = looks[-1].base_loss
         if _can_show(base, view.log):
             axes.axhline(base, color=palette.second, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5)
-            seen += [] if view.span else [base]
-    _fit_y(axes, seen, w, log=view.log, from_zero=view.span is None)
-    _set_x(axes, view.axis, low, high, w, palette, pad=4 + _MARK_ROW * len(marks), is_narrow=size[0] < _NARROW)
+            shown += [] if view.span else [base]
+    fit_y(axes, shown, w, log=view.log, from_zero=view.span is None)
+    set_x(axes, view.axis, low, high, w, palette, pad=4 + MARK_ROW * len(marks), is_narrow=size[0] < NARROW)
     for row, (name, glyph, found) in enumerate(marks):
-        _draw_marks(axes, found, glyph, row, f"marker-{name}", palette.muted)
+        _draw_marks(figure, axes, found, glyph, row, f"marker-{name}", palette.muted)
     if hint:
         _draw_hint(axes, float(place([hint.step])[0]), hint, w, palette)
     return figure
@@ -132,7 +117,7 @@ def draw_details(
     """
     panels = _panels(snapshot, w, view.axis)
     width, row_height = size
-    is_narrow = width < _NARROW
+    is_narrow = width < NARROW
     num_columns = 1 if is_narrow else 2
     wide = [panel for panel in panels if panel.is_wide]
     small = [panel for panel in panels if not panel.is_wide]
@@ -149,10 +134,10 @@ def draw_details(
         is_last_of_column = index >= len(cells) - num_columns or index == len(cells) - 1
         cell_height = row_height + (legend_height if panel.is_wide else 0)
         head = 0.3 + (legend_height if panel.is_wide else 0)
-        box = (column * cell_width + 0.62, top - cell_height + 0.28, cell_width - 0.8, cell_height - 0.28 - head)
+        box = (column * cell_width + 0.62, top - cell_height + 0.28, cell_width - 0.9, cell_height - 0.28 - head)
         axes = figure.add_axes((box[0] / width, box[1] / height, box[2] / width, box[3] / height))
-        _draw_panel(axes, panel, low, high, w, palette)
-        _set_x(axes, view.axis, low, high, w, palette, is_narrow=cell_width < _NARROW, has_label=is_last_of_column)
+        _draw_panel(axes, panel, low, high, w, palette, is_narrow)
+        set_x(axes, view.axis, low, high, w, palette, is_narrow=cell_width < NARROW, has_label=is_last_of_column)
         if column == num_columns - 1 or panel.is_wide:
             top -= cell_height
     return figure
@@ -174,31 +159,34 @@ def draw_overlay(
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     colors = (palette.accent, palette.second, palette.warn, palette.ink)
     looks_of = [[look for look in run.held_out if _can_show(look.loss, view.log)] for _, run in runs]
-    styles = [(colors[i % 4], _STYLES[(i + i // 4) % 4], _POINTS[(i + i // 4) % 4]) for i in range(len(runs))]
+    styles: list[tuple[str, LineStyleType, str]] = [
+        (colors[i % 4], _STYLES[(i + i // 4) % 4], _POINTS[(i + i // 4) % 4]) for i in range(len(runs))
+    ]
     handles = [
         Line2D(
             [], [], color=color, linestyle=style, linewidth=2, marker=point if looks else "", markersize=5, label=name
         )
         for (name, _), looks, (color, style, point) in zip(runs, looks_of, styles, strict=True)
     ]
-    figure, axes = _framed(palette, size, handles)
+    figure, axes = framed(palette, size, handles)
     axes.set_ylabel(
-        w("chart.overlay_held") if any(looks_of) else w("chart.overlay"), color=palette.muted, fontsize=_TEXT + 1
+        w("chart.overlay_held") if any(looks_of) else w("chart.overlay"), color=palette.muted, fontsize=TEXT + 1
     )
-    seen: list[float] = []
+    shown: list[float] = []
     for (_, run), looks, (color, style, point) in zip(runs, looks_of, styles, strict=True):
         place = _places(run, view.axis)
         x, y = _series(run, place, run.losses, log=view.log)
-        lines, smoothed = _smoothed(*_within(x, y, low, high))
-        gaps = _gaps(lines, high - low)
-        axes.plot(*_broken(lines, smoothed, gaps), color=color, linestyle=style, linewidth=2)
-        seen += [float(value) for at, value in zip(lines, smoothed, strict=True) if low <= at <= high]
+        if len(x):
+            x, y = smoothed(x, y, low, high)
+            axes.plot(*with_breaks(x, y, high - low), color=color, linestyle=style, linewidth=2)
+            shown += seen(x, y, low, high)
         if looks:
-            at, values = place([look.step for look in looks]), np.array([look.loss for look in looks])
-            axes.plot(at, values, color=color, linewidth=0.8, marker=point, markersize=4.5, alpha=0.9)
-            seen += [float(value) for x, value in zip(at, values, strict=True) if low <= x <= high]
-    _fit_y(axes, seen, w, log=view.log, from_zero=False)
-    _set_x(axes, view.axis, low, high, w, palette, is_narrow=size[0] < _NARROW)
+            x, y = place([look.step for look in looks]), np.array([look.loss for look in looks])
+            every = max(1, len(x) // 40)
+            axes.plot(x, y, color=color, linewidth=0.8, marker=point, markersize=4.5, markevery=every)
+            shown += seen(x, y, low, high)
+    fit_y(axes, shown, w, log=view.log, from_zero=False)
+    set_x(axes, view.axis, low, high, w, palette, is_narrow=size[0] < NARROW)
     return figure
 
 
@@ -231,49 +219,23 @@ def _series(
     return place([step for step, _ in kept]), np.array([value for _, value in kept], dtype=np.float64)
 
 
-def _within(x: np.ndarray, y: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """The part that is seen, and a point more at both ends, so that lines run out of the picture."""
-    first, last = np.searchsorted(x, low), np.searchsorted(x, high, side="right")
-    part = slice(max(0, int(first) - 1), int(last) + 1)
-    return x[part], y[part]
-
-
-def _smoothed(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The smoothed curve; of a long one the means of stretches are smoothed."""
-    if len(y) <= MAX_POINTS:
-        return x, smooth(y) if len(y) else y
-    starts = np.linspace(0, len(y), MAX_POINTS, endpoint=False).astype(int)
-    ends = np.append(starts[1:], len(y))
-    return x[(starts + ends - 1) // 2], smooth(np.add.reduceat(y, starts) / (ends - starts))
-
-
-def _gaps(x: np.ndarray, width: float) -> np.ndarray:
-    """bool [N-1]: nothing was done for a while between this point and the next, seen on an axis of that width."""
-    if len(x) < 3:
-        return np.zeros(max(0, len(x) - 1), dtype=bool)
-    apart = np.diff(x)
-    return (apart > 10 * np.median(apart)) & (apart > width / 50)
-
-
-def _broken(x: np.ndarray, y: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The line with a break at each gap."""
-    places = np.flatnonzero(gaps) + 1
-    return np.insert(x, places, np.nan), np.insert(y, places, np.nan)
-
-
 def _draw_noisy(axes: Axes, x: np.ndarray, y: np.ndarray, low: float, high: float, color: str) -> list[float]:
     """Each point faint, the smoothed curve strong; returns the values that are seen."""
     if not len(x):
         return []
-    near_x, near_y = _within(x, y, low, high)
-    kept = thin(near_y)
-    gaps = _gaps(near_x[kept], high - low)
-    axes.plot(*_broken(near_x[kept], near_y[kept], gaps), color=color, alpha=0.3, linewidth=1)
-    line_x, line_y = _smoothed(near_x, near_y)
-    axes.plot(*_broken(line_x, line_y, _gaps(line_x, high - low)), color=color, linewidth=2.2)
+    near_x, near_y = _thin_within(x, y, low, high)
+    axes.plot(*with_breaks(near_x, near_y, high - low), color=color, alpha=0.3, linewidth=1)
+    line_x, line_y = smoothed(x, y, low, high)
+    axes.plot(*with_breaks(line_x, line_y, high - low), color=color, linewidth=2.2)
     if len(line_x) and low <= x[-1] <= high:
         axes.plot(line_x[-1], line_y[-1], "o", color=color, markersize=5, clip_on=False)
-    return [float(value) for at, value in zip(near_x[kept], near_y[kept], strict=True) if low <= at <= high]
+    return seen(near_x, near_y, low, high)
+
+
+def _thin_within(x: np.ndarray, y: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    x, y = within(x, y, low, high)
+    kept = thin(y)
+    return x[kept], y[kept]
 
 
 def _draw_held_out(
@@ -283,10 +245,11 @@ def _draw_held_out(
     kept = thin(y)
     x, y = x[kept], y[kept]
     axes.plot(
-        x, y, color=palette.second, linewidth=1.6, marker="o", markersize=4.5, markevery=max(1, len(x) // 40), zorder=3
-    )
+        *with_breaks(x, y, high - low), color=palette.second, linewidth=1.6, marker="o", markersize=4.5,
+        markevery=max(1, len(x) // 40), zorder=3,
+    )  # fmt: skip
     ends = [float(np.interp(end, x, y)) for end in (low, high) if x[0] <= end <= x[-1]]
-    return ends + [float(value) for at, value in zip(x, y, strict=True) if low <= at <= high]
+    return ends + seen(x, y, low, high)
 
 
 def _apart(x: np.ndarray, steps: Sequence[int], low: float, high: float, width: float) -> list[tuple[float, int]]:
@@ -299,8 +262,10 @@ def _apart(x: np.ndarray, steps: Sequence[int], low: float, high: float, width: 
     return found
 
 
-def _draw_marks(axes: Axes, marks: Sequence[tuple[float, int]], glyph: str, row: int, name: str, color: str) -> None:
-    down = ScaledTranslation(0, -(3 + _MARK_ROW * (row + 0.5)) / 72, axes.get_figure(root=True).dpi_scale_trans)
+def _draw_marks(
+    figure: Figure, axes: Axes, marks: Sequence[tuple[float, int]], glyph: str, row: int, name: str, color: str
+) -> None:
+    down = ScaledTranslation(0, -(3 + MARK_ROW * (row + 0.5)) / 72, figure.dpi_scale_trans)
     for x, step in marks:
         mark = Line2D([x], [0], marker=glyph, markersize=5, color=color, linestyle="none", clip_on=False)
         mark.set_transform(axes.get_xaxis_transform() + down)
@@ -317,7 +282,7 @@ def _draw_hint(axes: Axes, x: float, look: HeldOutLoss, w: Words, palette: Palet
     axes.annotate(
         w("chart.overfit", step=look.step), (x, 1), xycoords=axes.get_xaxis_transform(), xytext=(0, 4),
         textcoords="offset points", ha="left" if share < 0.3 else "right" if share > 0.7 else "center", va="bottom",
-        color=palette.warn, fontsize=_TEXT, annotation_clip=False,
+        color=palette.warn, fontsize=TEXT, annotation_clip=False,
     )  # fmt: skip
 
 
@@ -341,143 +306,14 @@ def _legend_of_run(
     return handles
 
 
-def _framed(
-    palette: Palette,
-    size: tuple[float, float],
-    handles: Sequence[Line2D],
-    *,
-    num_mark_rows: int = 0,
-    has_hint: bool = False,
-) -> tuple[Figure, Axes]:
-    """Axes under a legend that lies above them. The margins are fixed: to have them laid out takes most of the time."""
-    width, height = size
-    figure = Figure(figsize=size)
-    figure.set_facecolor(palette.paper or "none")
-    left, right = 0.62, 0.18
-    num_columns = _legend_columns([str(handle.get_label()) for handle in handles], width - left - right)
-    num_rows = math.ceil(len(handles) / num_columns)
-    top = 0.1 + 0.2 * num_rows + (0.06 if num_rows else 0) + (0.2 if has_hint else 0)
-    bottom = 0.5 + _MARK_ROW * num_mark_rows / 72
-    axes = figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
-    )
-    dress(axes, palette)
-    if handles:
-        figure.legend(
-            handles=handles, loc="upper left", bbox_to_anchor=(left / width, 1 - 0.04 / height), ncols=num_columns,
-            frameon=False, labelcolor=palette.muted, fontsize=_TEXT, borderpad=0, borderaxespad=0, columnspacing=1.4,
-            handlelength=1.8, handletextpad=0.6, labelspacing=0.35,
-        )  # fmt: skip
-    return figure, axes
-
-
-def _legend_columns(labels: Sequence[str], width: float) -> int:
-    """As many as fit into so many inches, told from the number of letters."""
-    for columns in range(len(labels), 1, -1):
-        rows = math.ceil(len(labels) / columns)
-        parts = [labels[start : start + rows] for start in range(0, len(labels), rows)]
-        if sum(max(map(len, part)) * 0.56 + 3.8 for part in parts) * _TEXT / 72 <= width:
-            return columns
-    return 1
-
-
-def _fit_y(axes: Axes, seen: Sequence[float], w: Words, *, log: bool, from_zero: bool, num_ticks: int = 6) -> None:
-    """Limits around what is seen, and ticks in plain numbers."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value, w)))
-    if not seen:
-        axes.set_ylim(0, 1)
-        axes.yaxis.set_major_locator(NullLocator())
-        return
-    low, high = min(seen), max(seen)
-    if log:
-        room = max(0.03, 0.06 * math.log10(high / low))
-        low, high = low / 10**room, high * 10**room
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(FixedLocator(_log_ticks(low, high, num_ticks)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value, w)))
-    else:
-        room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
-        low = 0.0 if from_zero and low >= 0 else low - room
-        high += room
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=num_ticks))
-    axes.set_ylim(low, high)
-
-
-def _log_ticks(low: float, high: float, num_ticks: int) -> list[float]:
-    """At most so many round numbers, if there are such."""
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = max(1, math.ceil(len(decades) / num_ticks))
-    for heads in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-        ticks = [head * 10.0**decade for decade in decades[::every] for head in heads]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) >= 3:
-            return ticks
-    return [tick for tick in MaxNLocator(nbins=num_ticks).tick_values(low, high) if low <= tick <= high]
-
-
-def _plain(value: float, w: Words) -> str:
-    """`0.25`, `12000`, `3e-5`."""
-    text = f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-    if "e" in text:
-        head, _, power = text.partition("e")
-        text = f"{head}e{int(power)}"
-    return text.replace(".", w("decimal"))
-
-
-def _set_x(
-    axes: Axes,
-    axis: Axis,
-    low: float,
-    high: float,
-    w: Words,
-    palette: Palette,
-    *,
-    pad: float = 4,
-    is_narrow: bool = False,
-    has_label: bool = True,
-) -> None:
-    """Limits, ticks and label of the x axis."""
-    axes.set_xlim(low, high)
-    axes.tick_params(axis="x", pad=pad)
-    num_ticks = 4 if is_narrow else 8
-    if axis is Axis.STEP:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=num_ticks, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value, w)))
-        label = w("train.axis_step")
-    else:
-        ticks, texts, unit = _clock_ticks(low, high, num_ticks, w)
-        axes.set_xticks(ticks, texts)
-        label = w("chart.axis_clock", unit=unit)
-    if has_label:
-        axes.set_xlabel(label, color=palette.muted, fontsize=_TEXT + 1, labelpad=3)
-
-
-def _clock_ticks(low: float, high: float, num_ticks: int, w: Words) -> tuple[list[float], list[str], str]:
-    """Places in seconds, their texts, and the unit: by the length, and finer where a part of it is looked at."""
-    every = next((t for t in _TICK_SECONDS if (high - low) / t <= num_ticks), _TICK_SECONDS[-1])
-    every = every if high < 120 else max(1, every)
-    ticks = [every * n for n in range(math.ceil(low / every), math.floor(high / every) + 1)]
-    if high < 120:
-        return ticks, [_plain(tick, w) for tick in ticks], "s"
-    if high < 7200:
-        if every % 60 == 0:
-            return ticks, [f"{tick / 60:.0f}" for tick in ticks], "min"
-        return ticks, [f"{tick // 60:.0f}:{tick % 60:02.0f}" for tick in ticks], "min:s"
-    if every % 3600 == 0:
-        return ticks, [f"{tick / 3600:.0f}" for tick in ticks], "h"
-    hours = [f"{tick // 3600:.0f}:{tick % 3600 // 60:02.0f}" for tick in ticks]
-    if every % 60 == 0:
-        return ticks, hours, "h:min"
-    return ticks, [f"{hour}:{tick % 60:02.0f}" for hour, tick in zip(hours, ticks, strict=True)], "h:min:s"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Panel:
     title: str
     lines: tuple[tuple[str, np.ndarray, np.ndarray], ...]
     """(label, x, y); without a label where there is one line."""
     is_noisy: bool = False
+    """Each point faint, smoothed strong."""
+    may_log: bool = False
     is_wide: bool = False
     level: float | None = None
     """A value to compare with."""
@@ -505,52 +341,49 @@ def _panels(snapshot: RunSnapshot, w: Words, axis: Axis) -> list[_Panel]:
     norm = [(step.step, step.grad_norm) for step in steps]
     pace = [(step.step, step.seconds) for step in steps]
     memory = [(step.step, step.peak_bytes / 2**30) for step in steps if step.peak_bytes is not None]
-    for title, points, is_noisy in (
-        (w("chart.learning_rate"), rate, False),
-        (w("chart.grad_norm"), norm, True),
-        (w("chart.seconds"), pace, True),
-        (w("chart.memory"), memory, False),
+    for title, points, is_noisy, may_log in (
+        (w("chart.learning_rate"), rate, False, False),
+        (w("chart.grad_norm"), norm, True, True),
+        (w("chart.seconds"), pace, True, True),
+        (w("chart.memory"), memory, True, False),
     ):
         x, y = _series(snapshot, place, points)
         if len(x):
-            panels.append(_Panel(title=title, lines=(("", x, y),), is_noisy=is_noisy))
+            panels.append(_Panel(title=title, lines=(("", x, y),), is_noisy=is_noisy, may_log=may_log))
     return panels
 
 
-def _draw_panel(axes: Axes, panel: _Panel, low: float, high: float, w: Words, palette: Palette) -> None:
+def _draw_panel(
+    axes: Axes, panel: _Panel, low: float, high: float, w: Words, palette: Palette, is_narrow: bool
+) -> None:
     dress(axes, palette)
-    axes.tick_params(labelsize=_TEXT)
+    axes.tick_params(labelsize=TEXT)
     legend_room = 0.24 * 72 if panel.is_wide else 0
     axes.annotate(
-        panel.title, (0, 1), xycoords="axes fraction", xytext=(0, 6 + legend_room), textcoords="offset points",
-        ha="left", va="bottom", color=palette.ink, fontsize=_TEXT + 0.5, annotation_clip=False,
+        panel.title, (0, 1), xycoords="axes fraction", xytext=(-36 if is_narrow else 0, 6 + legend_room),
+        textcoords="offset points", ha="left", va="bottom", color=palette.ink, fontsize=TEXT, annotation_clip=False,
     )  # fmt: skip
-    seen: list[float] = []
+    shown: list[float] = []
     for index, (label, x, y) in enumerate(panel.lines):
         if panel.is_noisy:
-            seen += _draw_noisy(axes, x, y, low, high, palette.accent)
+            shown += _draw_noisy(axes, x, y, low, high, palette.accent)
             continue
-        near_x, near_y = _within(x, y, low, high)
-        kept = thin(near_y)
-        color = (
-            palette.accent
-            if not panel.is_wide
-            else (palette.accent, palette.second, palette.warn, palette.ink)[index % 4]
-        )
+        x, y = _thin_within(x, y, low, high)
+        color = palette.second if panel.is_wide else palette.accent
         axes.plot(
-            *_broken(near_x[kept], near_y[kept], _gaps(near_x[kept], high - low)), color=color, linewidth=1.6,
-            linestyle=_STYLES[index % 4], label=label, marker=_POINTS[index % 4] if len(kept) <= 40 and label else "",
-            markersize=3.5,
+            *with_breaks(x, y, high - low), color=color, linewidth=1.6,
+            alpha=(index + 2) / (len(panel.lines) + 1), linestyle=_STYLES[index % 4], label=label,
+            marker=_POINTS[index % 4] if len(x) <= 40 and label else "", markersize=3.5,
         )  # fmt: skip
-        seen += [float(value) for at, value in zip(near_x[kept], near_y[kept], strict=True) if low <= at <= high]
+        shown += seen(x, y, low, high)
     if panel.level is not None:
         axes.axhline(panel.level, color=palette.muted, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5)
-        seen.append(panel.level)
-    is_log = bool(seen) and min(seen) > 0 and max(seen) > _MUCH * min(seen)
-    _fit_y(axes, seen, w, log=is_log, from_zero=False, num_ticks=3)
+        shown.append(panel.level)
+    is_log = panel.may_log and bool(shown) and min(shown) > 0 and max(shown) > _MUCH * min(shown)
+    fit_y(axes, shown, w, log=is_log, from_zero=False)
     if panel.is_wide:
         axes.legend(
             loc="lower left", bbox_to_anchor=(0, 1), ncols=len(panel.lines), frameon=False, borderpad=0,
-            borderaxespad=0.4, columnspacing=1.2, handlelength=1.8, handletextpad=0.5, fontsize=_TEXT - 0.5,
+            borderaxespad=0.4, columnspacing=1.2, handlelength=1.8, handletextpad=0.5, fontsize=TEXT - 0.5,
             labelcolor=palette.muted,
         )  # fmt: skip
