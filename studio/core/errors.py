@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from studio.core.remedy import Change, Setting
+
 
 class StudioError(Exception):
     """A problem that the user can mend; `remedy` says how. Faces print both, never a traceback."""
@@ -49,6 +51,11 @@ class DeviceError(StudioError):
 
 class OutOfMemory(StudioError):
     """The device has less memory than the work needs; the remedy is the cheapest change that fits."""
+
+    def __init__(self, message: str, remedy: str | Change) -> None:
+        super().__init__(message, str(remedy))
+        self.settings: tuple[Setting, ...] = remedy.settings if isinstance(remedy, Change) else ()
+        """The remedy as settings; empty where it is a sentence alone."""
 
 
 class JobAlreadyRunning(StudioError):

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from studio.core.remedy import Setting
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -74,6 +76,8 @@ class FitPredicted:
     """The cheapest change that makes it fit, a sentence; None when it fits, or when nothing would help."""
     keeps_attention: bool
     """Gradient checkpointing keeps what attention gave."""
+    settings: tuple[Setting, ...] = ()
+    """The change as (file, key, value)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -187,6 +191,8 @@ class RunFailed:
     remedy: str
     checkpoint: str = ""
     """The last good checkpoint, relative to the run folder; empty: there is none."""
+    settings: tuple[Setting, ...] = ()
+    """What would mend it, as (file, key, value); empty where that is a matter of words alone."""
 
 
 TrainEvent = (

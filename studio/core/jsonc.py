@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from studio.core.errors import ConfigError
 
@@ -49,6 +50,10 @@ class Document:
     lines: Mapping[JsonPath, int] = field(default_factory=dict)
     """Line, counted from 1, at which a key (or a list entry) stands."""
     duplicates: tuple[DuplicateKey, ...] = ()
+    text: str = ""
+    """What was parsed."""
+    spans: Mapping[JsonPath, tuple[int, int]] = field(default_factory=dict)
+    """Where in `text` each value begins and ends."""
 
 
 def read_jsonc(path: Path) -> Document:
@@ -87,7 +92,51 @@ def parse_jsonc(text: str, *, name: str) -> Document:
     end = parser.skip(parser.end)
     if end < len(text):
         raise parser.error(end, "there is more text after the end")
-    return Document(name=name, value=value, lines=parser.lines, duplicates=tuple(parser.duplicates))
+    return Document(
+        name=name, value=value, lines=parser.lines, duplicates=tuple(parser.duplicates), text=text, spans=parser.spans
+    )
+
+
+def with_value(document: Document, path: JsonPath, value: JsonValue) -> str:
+    """The text of a document with another value at `path`, all else, comments among it, as it was written.
+
+    A key that is not there is added behind the others of its object, objects that it lies in as well.
+
+    Raises KeyError or IndexError: the path leads through something that is neither object nor list, or beyond a list.
+    """
+    here: JsonPath = ()
+    for place, part in enumerate(path):
+        if (*here, part) not in document.spans:
+            return _with_member(document, here, part, path[place + 1 :], value)
+        here = (*here, part)
+    start, end = document.spans[path]
+    return document.text[:start] + _written(value) + document.text[end:]
+
+
+def _with_member(document: Document, at: JsonPath, key: str | int, inner: JsonPath, value: JsonValue) -> str:
+    """The text with a new member in the object at `at`."""
+    members: Any = document.value
+    for part in at:
+        members = members[part]
+    if not isinstance(members, dict):
+        raise KeyError(key)
+    for part in reversed(inner):
+        value = {str(part): value}
+    start, end = document.spans[at]
+    line = document.text[document.text.rfind("\n", 0, start) + 1 : start]
+    indent = line[: len(line) - len(line.lstrip())]
+    written = f"\n{indent}  {json.dumps(key)}: {_written(value)}"
+    if not members:
+        return f"{document.text[: start + 1]}{written}\n{indent}{document.text[end - 1 :]}"
+    after = max(document.spans[(*at, known)][1] for known in members)
+    follows = _SPACE.match(document.text, after)
+    comma = "" if follows and document.text.startswith(",", follows.end()) else ","
+    rest = document.text[after : end - 1].rstrip()
+    return f"{document.text[:after]}{comma}{rest}{written}\n{indent}{document.text[end - 1 :]}"
+
+
+def _written(value: JsonValue) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 class _Parser:
@@ -99,12 +148,18 @@ class _Parser:
         self.end = 0
         self.lines: dict[JsonPath, int] = {}
         self.duplicates: list[DuplicateKey] = []
+        self.spans: dict[JsonPath, tuple[int, int]] = {}
         self._newlines = [match.start() for match in re.finditer("\n", text)]
 
     def value(self, path: JsonPath, at: int, *, depth: int) -> JsonValue:
         """The value that starts at `at`."""
         if depth > MAX_DEPTH:
             raise self.error(at, f"it is nested deeper than {MAX_DEPTH} levels")
+        value = self._value(path, at, depth)
+        self.spans[path] = (at, self.end)
+        return value
+
+    def _value(self, path: JsonPath, at: int, depth: int) -> JsonValue:
         char = self.text[at : at + 1]
         if char == "{":
             return self._object(path, at, depth)

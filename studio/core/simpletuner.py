@@ -23,14 +23,13 @@ from studio.core.config import (
 )
 from studio.core.config_json import with_absolute_paths
 from studio.core.errors import ConfigError
-from studio.core.jsonc import Document, JsonPath, JsonValue, read_jsonc
+from studio.core.jsonc import Document, JsonPath, JsonValue, parse_jsonc, read_jsonc
+from studio.core.remedy import CONFIG_NAME, DATASETS_NAME
 from studio.core.simpletuner_datasets import Datasets, read_datasets, resolve_path
 from studio.core.simpletuner_keys import CONFIG_KEYS
 from studio.core.simpletuner_reading import Reading, Sections
 from studio.core.types import Issue, IssueCode, Severity
 
-CONFIG_NAME = "config.json"
-DATASETS_NAME = "multidatabackend.json"
 CLIPS_FOLDER = "clips"
 START_FRAMES_FOLDER = "start_frames"
 DEFAULT_OUTPUT = Path("runs")
@@ -49,6 +48,8 @@ class Written:
     """config.json; None where there is none."""
     datasets: Datasets
     """multidatabackend.json; without items where there is none."""
+    text: str = ""
+    """config.json as it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +117,53 @@ def _read_config(document: Document, members: dict[str, JsonValue], folder: Path
     alignment = sections.get("data", {}).get("aspect_bucket_alignment", DataConfig(datasets=()).aspect_bucket_alignment)
     found = _find_datasets(reading, sections, folder, alignment)
     run = _assemble(reading, sections, found, folder)
-    written = Written(folder=folder, config=members, datasets=found)
+    written = Written(folder=folder, config=members, datasets=found, text=document.text)
     return Project(run, tuple(reading.issues) + found.issues, written)
+
+
+def read_texts(config: str, datasets: str, beside: Written) -> Project:
+    """The project that these texts of config.json and multidatabackend.json make in place of the files of `beside`.
+
+    Nothing is read from files, and `data_backend_config` names nothing. A text that is not JSON is an issue, as is
+    everything else that is wrong.
+    """
+    issues: list[Issue] = []
+    members = _parsed(config, CONFIG_NAME, {}, issues)
+    reading = Reading(members)
+    sections = reading.object(members.value, (), CONFIG_KEYS)
+    sections.get("reader", {}).pop("data_backend_config", None)
+    alignment = sections.get("data", {}).get("aspect_bucket_alignment", DataConfig(datasets=()).aspect_bucket_alignment)
+    found = read_datasets(
+        _parsed(datasets, DATASETS_NAME, [], issues),
+        folder=beside.datasets.folder if beside.datasets.items else beside.folder,
+        defaults=sections.get("defaults", {}),
+        alignment=alignment,
+    )
+    run = with_absolute_paths(_assemble(reading, sections, found, beside.folder))
+    written = Written(
+        folder=beside.folder,
+        config=members.value if isinstance(members.value, dict) else {},
+        datasets=found,
+        text=config,
+    )
+    return Project(run, (*issues, *reading.issues, *found.issues), written)
+
+
+def _parsed(text: str, name: str, instead: JsonValue, issues: list[Issue]) -> Document:
+    """The document of a text; of one that is not JSON an issue, and `instead` in its place."""
+    try:
+        return parse_jsonc(text, name=name)
+    except ConfigError as error:
+        issues.append(
+            Issue(
+                code=IssueCode.VALUE_INVALID,
+                severity=Severity.ERROR,
+                subject=name,
+                message=error.message,
+                remedy=error.remedy,
+            )
+        )
+        return Document(name=name, value=instead)
 
 
 def _find_datasets(reading: Reading, sections: Sections, folder: Path, alignment: int) -> Datasets:

@@ -36,6 +36,8 @@ class Datasets:
     """The list as written."""
     positions: tuple[int, ...] = ()
     """Where in `items` each of `datasets` stands."""
+    text: str = ""
+    """The file as written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def read_datasets(document: Document, *, folder: Path, defaults: Mapping[str, An
         folder=folder,
         items=tuple(document.value),
         positions=tuple(int(entry.at[0]) for entry in entries),
+        text=document.text,
     )
 
 

@@ -91,7 +91,7 @@ def fit_card(fit: Fit, num_steps: int | None, w: Words) -> str:
     return (
         f"<h3 class='heading'>{escape(w('fit.title'))}</h3>"
         f"<table class='fit'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        + (note(verdict) if fit.fits else _warning(verdict, fit.change, w))
+        + (note(verdict) if fit.fits else _warning(verdict, str(fit.change or ""), w))
         + _all_steps(fit, num_steps, w)
     )
 

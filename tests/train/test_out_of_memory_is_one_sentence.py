@@ -239,7 +239,7 @@ def test_loading_asks_for_as_much_swap_as_the_device_needs(published, monkeypatc
     shapes, cuda = {n: tuple(t.shape) for n, t in published.state_dict().items()}, torch.device("cuda")
 
     def remedy(free, **settings):
-        return room_for_weights(shapes, ModelConfig(**settings), cuda, free * GIB, 2)
+        return str(room_for_weights(shapes, ModelConfig(**settings), cuda, free * GIB, 2))
 
     numbers = [number_of("musubi_blocks_to_swap", remedy(free)) for free in (24, 20, 16)]
     assert numbers == sorted(numbers)
@@ -256,7 +256,7 @@ def test_a_sample_is_given_swap_then_fewer_frames_then_a_smaller_size(tiny_bundl
 
     def remedy(free, change=room_for_sample):
         monkeypatch.setattr("studio.core.sample.room.free_bytes", lambda _: int(free * GIB))
-        return change(bundle, size)
+        return str(change(bundle, size))
 
     swaps = [number_of("musubi_blocks_to_swap", remedy(free)) for free in (4, 3, 2)]
     assert swaps == sorted(swaps)

@@ -30,6 +30,7 @@ from studio.core.model.memory import free_bytes, is_out_of_memory, memory_errors
 from studio.core.model.placement import place
 from studio.core.model.pointwise import choose_pointwise
 from studio.core.model.text import PromptEncoder
+from studio.core.remedy import Change
 
 PARTS = {
     "dit": "config.json",
@@ -76,8 +77,15 @@ class ModelBundle:
 
     def attention_of(self, num_frames: int, height: int, width: int) -> AttentionUsed:
         """The attention that a video of this size gets: that of its noise tokens, which follow one start latent."""
-        grid = self.grid.token_grid(num_frames, height, width)
-        return self.attention.resolve(Grid(grid.t - 1, grid.h, grid.w), grid)
+        return attention_of_video(self.attention, self.grid, num_frames, height, width)
+
+
+def attention_of_video(
+    choice: AttentionChoice, spec: GridSpec, num_frames: int, height: int, width: int
+) -> AttentionUsed:
+    """The attention of the noise tokens of a video of this size, which follow one start latent."""
+    grid = spec.token_grid(num_frames, height, width)
+    return choice.resolve(Grid(grid.t - 1, grid.h, grid.w), grid)
 
 
 def load_bundle(config: ModelConfig) -> ModelBundle:
@@ -95,7 +103,7 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
     dtype = resolve_dtype(config.dtype, device)
     folder = resolve_folder(config.source)
 
-    def remedy() -> str:
+    def remedy() -> str | Change:
         return room_for_weights(read_shapes(folder / "dit"), config, device, free_bytes(device), dtype.itemsize)
 
     with memory_errors("The device ran out of memory while the model was loaded.", remedy):

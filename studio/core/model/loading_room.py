@@ -12,6 +12,7 @@ from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.memory import FORWARD_BYTES, NOTHING_HELPS
 from studio.core.model.precision import LARGE_LINEARS, eight_bits_for
 from studio.core.model.swap import NUM_SLOTS
+from studio.core.remedy import CONFIG_NAME, Change, Setting
 
 WORK_TOKENS = 37_440
 """Room is left for a forward over so many tokens: a video of 93 frames of 480x832, the published size."""
@@ -19,7 +20,7 @@ WORK_TOKENS = 37_440
 
 def room_for_weights(
     shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, device: torch.device, free: int | None, itemsize: int
-) -> str:
+) -> str | Change:
     """The cheapest change after loading ran out of memory: swap, then weights of one byte too, by formula.
 
     `shapes` are those of the transformer's tensors by name, `itemsize` is in bytes, and `free` what the device has
@@ -43,14 +44,14 @@ def room_for_weights(
     return NOTHING_HELPS
 
 
-def _changes(config: ModelConfig, precision: BasePrecision, count: int) -> str:
-    """The sentence for another precision or number of swapped blocks; empty when both are as they were."""
-    keys = []
+def _changes(config: ModelConfig, precision: BasePrecision, count: int) -> Change | None:
+    """Another precision or number of swapped blocks; None when both are as they were."""
+    settings: list[Setting] = []
     if precision != config.base_precision:
-        keys.append(f"base_model_precision to {precision}")
+        settings.append((CONFIG_NAME, "base_model_precision", precision))
     if count != config.blocks_to_swap:
-        keys.append(f"musubi_blocks_to_swap to {count}")
-    return f"Set {' and '.join(keys)} in config.json." if keys else ""
+        settings.append((CONFIG_NAME, "musubi_blocks_to_swap", count))
+    return Change(tuple(settings)) if settings else None
 
 
 def _bytes(name: str, shape: tuple[int, ...], itemsize: int, precision: BasePrecision = "no_change") -> int:

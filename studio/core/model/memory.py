@@ -12,6 +12,7 @@ import torch
 from studio.core.errors import OutOfMemory
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.swap import NUM_SLOTS, plain_tensors
+from studio.core.remedy import CONFIG_NAME, Change
 
 FORWARD_BYTES = 14
 """Working memory of a forward without gradients, for each token, channel of the model's width and byte of its dtype
@@ -82,11 +83,11 @@ def freed_by_swap(dit: LongCatVideoTransformer3DModel, count: int) -> int:
     return (resident - (len(dit.blocks) - count + NUM_SLOTS)) * block
 
 
-def swap_for(dit: LongCatVideoTransformer3DModel, missing_bytes: int) -> str | None:
-    """The sentence for the fewest blocks whose swap frees so much; None when no number does."""
+def swap_for(dit: LongCatVideoTransformer3DModel, missing_bytes: int) -> Change | None:
+    """The fewest blocks whose swap frees so much; None when no number does."""
     for count in range(num_swapped(dit) + 1, len(dit.blocks)):
         if freed_by_swap(dit, count) >= missing_bytes:
-            return f"Set musubi_blocks_to_swap to {count} in config.json."
+            return Change(((CONFIG_NAME, "musubi_blocks_to_swap", count),))
     return None
 
 
@@ -102,7 +103,7 @@ def block_bytes(dit: LongCatVideoTransformer3DModel) -> int:
     return sum(tensor_bytes(tensor) for name, tensor in tensors if ".lora_" not in name)
 
 
-def memory_errors(message: str, remedy: Callable[[], str]) -> AbstractContextManager[None]:
+def memory_errors(message: str, remedy: Callable[[], str | Change]) -> AbstractContextManager[None]:
     """Inside, memory that runs out becomes OutOfMemory(message, remedy()) and everything that the work held is freed.
 
     `remedy` is asked after that. An OutOfMemory from further inside passes: it knows more.
@@ -113,7 +114,7 @@ def memory_errors(message: str, remedy: Callable[[], str]) -> AbstractContextMan
 class _MemoryErrors(AbstractContextManager[None]):
     """A class, because the frames of a generator's context manager would go on to hold the first traceback."""
 
-    def __init__(self, message: str, remedy: Callable[[], str]) -> None:
+    def __init__(self, message: str, remedy: Callable[[], str | Change]) -> None:
         self._message = message
         self._remedy = remedy
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from studio.core.data.bucket import smaller_buckets
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import NOTHING_HELPS, cache_bytes, forward_bytes, free_bytes, freed_by_swap, swap_for
+from studio.core.remedy import CONFIG_NAME, Change
 from studio.core.types import Bucket
 
 LEAST_MISSING = 0.2
@@ -25,7 +26,7 @@ def needed_bytes(bundle: ModelBundle, size: Bucket, *, num_prompts: int = 1, num
     return cache_bytes(bundle.dit, num_held * grid.h * grid.w) + num_prompts * forward_bytes(bundle.dit, grid.size)
 
 
-def room_for_sample(bundle: ModelBundle, size: Bucket) -> str:
+def room_for_sample(bundle: ModelBundle, size: Bucket) -> str | Change:
     """The cheapest change after denoising has run out of memory: swap, fewer frames, or a smaller size."""
     free, needed = free_bytes(bundle.device), needed_bytes(bundle, size)
     least = round(LEAST_MISSING * needed)
@@ -36,10 +37,10 @@ def room_for_sample(bundle: ModelBundle, size: Bucket) -> str:
     return swap_for(bundle.dit, missing) or _smaller(bundle, size, room)
 
 
-def room_for_decoding(bundle: ModelBundle, size: Bucket) -> str:
+def room_for_decoding(bundle: ModelBundle, size: Bucket) -> str | Change:
     """The cheapest change after decoding has run out of memory: tiles before all else."""
     if not bundle.vae.use_tiling:
-        return "Set vae_enable_tiling to true in config.json."
+        return Change(((CONFIG_NAME, "vae_enable_tiling", True),))
     return room_for_sample(bundle, size)
 
 

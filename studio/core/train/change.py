@@ -8,29 +8,29 @@ from dataclasses import replace
 from studio.core.data.bucket import smaller_buckets
 from studio.core.geometry import GridSpec, round_to_grid
 from studio.core.model.memory import gib
+from studio.core.remedy import CONFIG_NAME, DATASETS_NAME, Change, Setting
 from studio.core.train.estimate import Measurement, Setup, Sizes, does_fit, peak_bytes
 from studio.core.types import Bucket
 
 
-def cheapest_change(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
-    """A sentence with the keys, their values and their files; None when nothing would help."""
+def cheapest_change(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> Change | None:
+    """The keys, their values and their files; None when nothing would help."""
     if capacity_bytes is None:
         return first_change(setup, measurement.sizes.grid)
     for changed in _candidates(setup, measurement.sizes):
         peak = peak_bytes(measurement, changed)
         if peak is not None and does_fit(peak, capacity_bytes):
-            predicted = f"predicted {gib(peak)} of {gib(capacity_bytes)} GiB"
-            return f"Set {_difference(setup, changed)} ({predicted})."
+            return Change(_difference(setup, changed), f"predicted {gib(peak)} of {gib(capacity_bytes)} GiB")
     return None
 
 
-def first_change(setup: Setup, grid: GridSpec) -> str | None:
+def first_change(setup: Setup, grid: GridSpec) -> Change | None:
     """The cheapest change that takes less memory, where nobody knows how much there is."""
     smaller = next(_smaller_somehow(setup, grid), None)
-    return None if smaller is None else f"Set {_difference(setup, smaller)}."
+    return None if smaller is None else Change(_difference(setup, smaller))
 
 
-def change_after_failure(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> str | None:
+def change_after_failure(measurement: Measurement, setup: Setup, capacity_bytes: int | None) -> Change | None:
     """The cheapest change once `setup` has run out of memory, whatever was predicted for it."""
     peak, memory = peak_bytes(measurement, setup), measurement.memory
     if peak is not None and memory is not None and capacity_bytes is not None:
@@ -83,30 +83,19 @@ def _smaller_somehow(now: Setup, grid: GridSpec) -> Iterator[Setup]:
         yield replace(now, bucket=replace(now.bucket, height=half[0], width=half[1]))
 
 
-def _difference(now: Setup, changed: Setup) -> str:
-    """`musubi_blocks_to_swap to 24 and base_model_precision to int8-quanto in config.json`."""
-    model = [
-        ("gradient_checkpointing", now.is_checkpointed, changed.is_checkpointed),
-        ("gradient_checkpointing_keep_attention", now.keeps_attention, changed.keeps_attention),
-        ("musubi_blocks_to_swap", now.num_swapped, changed.num_swapped),
-        ("train_batch_size", now.batch_size, changed.batch_size),
-        ("base_model_precision", now.base_precision, changed.base_precision),
+def _difference(now: Setup, changed: Setup) -> tuple[Setting, ...]:
+    """The settings in which two setups differ, with the values of the second."""
+    settings = [
+        (CONFIG_NAME, "gradient_checkpointing", now.is_checkpointed, changed.is_checkpointed),
+        (CONFIG_NAME, "gradient_checkpointing_keep_attention", now.keeps_attention, changed.keeps_attention),
+        (CONFIG_NAME, "musubi_blocks_to_swap", now.num_swapped, changed.num_swapped),
+        (CONFIG_NAME, "train_batch_size", now.batch_size, changed.batch_size),
+        (CONFIG_NAME, "base_model_precision", now.base_precision, changed.base_precision),
+        (DATASETS_NAME, "video.num_frames", now.bucket.num_frames, changed.bucket.num_frames),
+        (DATASETS_NAME, "resolution", _size(now.bucket), _size(changed.bucket)),
     ]
-    data = [
-        ("video.num_frames", now.bucket.num_frames, changed.bucket.num_frames),
-        ("resolution", _size(now.bucket), _size(changed.bucket)),
-    ]
-    parts = [
-        " and ".join(f"{key} to {_text(new)}" for key, old, new in values if old != new) + f" in {file}"
-        for file, values in (("config.json", model), ("multidatabackend.json", data))
-        if any(old != new for _, old, new in values)
-    ]
-    return " and ".join(parts)
+    return tuple((file, key, new) for file, key, old, new in settings if old != new)
 
 
 def _size(bucket: Bucket) -> str:
-    return f"one that gives {bucket.height}x{bucket.width} (height x width)"
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return f"{bucket.height}x{bucket.width}"

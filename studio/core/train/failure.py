@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from studio.core.errors import StudioError
+from studio.core.errors import OutOfMemory, StudioError
 from studio.core.events import RunFailed
 from studio.core.runlog import RunFolder
 from studio.core.train.checkpoint_files import newest_whole
@@ -20,7 +20,8 @@ def failure_of(error: Exception, step: int, folder: RunFolder) -> RunFailed:
     if checkpoint is not None:
         remedy = f"{remedy} The last good checkpoint is {checkpoint.name}: resume the run to go on from it."
     path = "" if checkpoint is None else checkpoint.relative_to(folder.path).as_posix()
-    return RunFailed(step=step, message=message, remedy=remedy.strip(), checkpoint=path)
+    settings = error.settings if isinstance(error, OutOfMemory) else ()
+    return RunFailed(step=step, message=message, remedy=remedy.strip(), checkpoint=path, settings=settings)
 
 
 def _said(error: Exception, step: int, folder: RunFolder) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from studio.core.model.memory import (
     memory_errors,
     release,
 )
+from studio.core.remedy import Change
 from studio.core.train.change import change_after_failure, cheapest_change
 from studio.core.train.estimate import (
     BucketFit,
@@ -44,8 +45,8 @@ class Fit:
     capacity_bytes: int | None
     """None on a CPU."""
     keeps_attention: bool
-    change: str | None
-    """The cheapest change that makes it fit, a sentence; None when it fits, or when nothing would help."""
+    change: Change | None
+    """The cheapest change that makes it fit; None when it fits, or when nothing would help."""
     measurements: tuple[Measurement, ...] = ()
     """What it was predicted from."""
 
@@ -59,7 +60,7 @@ class Fit:
         """True unless the worst bucket is too large for the device."""
         return does_fit(self.worst.peak_bytes, self.capacity_bytes)
 
-    def remedy_after_failure(self, bucket: Bucket, batch_size: int) -> str | None:
+    def remedy_after_failure(self, bucket: Bucket, batch_size: int) -> Change | None:
         """The cheapest change, now that a step of this size has run out of memory."""
         return change_after_failure(*_nearest(self.measurements, bucket, batch_size), self.capacity_bytes)
 
@@ -163,7 +164,9 @@ def largest_first(batches: Mapping[tuple[Bucket, int], int]) -> list[tuple[Bucke
     return sorted(batches, key=pixels, reverse=True)
 
 
-def remedy_for_step(config: RunConfig, bundle: ModelBundle, fit: Fit | None, bucket: Bucket, batch_size: int) -> str:
+def remedy_for_step(
+    config: RunConfig, bundle: ModelBundle, fit: Fit | None, bucket: Bucket, batch_size: int
+) -> str | Change:
     """What to do after a step of this size has run out of memory; by formula where there is no `fit`."""
     if fit is not None:
         return fit.remedy_after_failure(bucket, batch_size) or NOTHING_HELPS

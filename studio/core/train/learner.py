@@ -26,12 +26,13 @@ from studio.core.model.load import ModelBundle
 from studio.core.model.lora import TRAINING, adapter_names, add_lora, lora_state, read_lora, remove_lora, restore_lora
 from studio.core.model.memory import NOTHING_HELPS, VAE_BYTES, free_bytes, memory_errors, swap_for
 from studio.core.model.vae import encode_video, frames_to_video
+from studio.core.remedy import Change
 from studio.core.train.checkpoint import Checkpoint, save_checkpoint
 from studio.core.train.schedule import is_constant, learning_rate
 from studio.core.train.step import Batch, clip_losses, collate, draw_noise
 from studio.core.types import Pair
 
-_MAY_CHANGE = (
+MAY_CHANGE = (
     "output_dir", "validation", "model.device", "model.gradient_checkpointing", "model.keep_attention",
     "model.blocks_to_swap", "model.block_swap_device", "model.group_offload", "model.vae_tiling", "optim.checkpoint",
     "lora.init_from",
@@ -169,7 +170,7 @@ class Learner:
         Raises:
             ConfigError: it was written under other settings, which are named.
         """
-        may_change = _MAY_CHANGE + (_LENGTH if is_constant(self._config.optim) else ())
+        may_change = MAY_CHANGE + (_LENGTH if is_constant(self._config.optim) else ())
         changed = _changed(_whole(checkpoint.config), run_config_to_json(self._config), may_change)
         if changed:
             raise ConfigError(
@@ -287,7 +288,7 @@ def make_encoders(bundle: ModelBundle) -> Encoders:
     )
 
 
-def room_for_encoding(bundle: ModelBundle, num_pixels: int) -> str:
+def room_for_encoding(bundle: ModelBundle, num_pixels: int) -> str | Change:
     """What to do after the VAE had too little memory for frames of so many pixels, or, for 0, the text encoder."""
     free = free_bytes(bundle.device)
     if free is None:

@@ -73,7 +73,7 @@ def train(
 
     sampler = BatchSampler(pairs, config.data, config.seed)
     num_steps = count_steps(config, sampler)
-    used = attention_of_run(bundle, pairs)
+    used = attention_of_run(bundle.attention_of, pairs)
     checkpoint, passed_over = newest_checkpoint(folder.path / "checkpoints") if resume else (None, ())
     step = checkpoint.step if checkpoint else 0
     samples, held_out = validation_pairs(report, config), held_out_pairs(report, config)
@@ -198,10 +198,10 @@ def _notices(config: RunConfig) -> Iterator[str]:
         )
 
 
-def attention_of_run(bundle: ModelBundle, pairs: Sequence[Pair]) -> AttentionUsed:
-    """The attention that all sizes get, or `mixed` with what each kind is for."""
+def attention_of_run(attention_of: Callable[[int, int, int], AttentionUsed], pairs: Sequence[Pair]) -> AttentionUsed:
+    """The attention that all sizes get, or `mixed` with what each kind is for; `attention_of` as in a bundle."""
     sizes = sorted({pair.bucket for pair in pairs if pair.bucket}, key=lambda b: b.num_frames * b.height * b.width)
-    used = {size: bundle.attention_of(size.num_frames, size.height, size.width) for size in sizes}
+    used = {size: attention_of(size.num_frames, size.height, size.width) for size in sizes}
     kinds = {of_size.kind: of_size for of_size in used.values()}
     largest = used[sizes[-1]]
     if len(kinds) == 1:
@@ -244,8 +244,9 @@ def _fit_event(fit: Fit) -> FitPredicted:
         capacity_bytes=fit.capacity_bytes,
         seconds_per_step=fit.seconds_per_step,
         fits=fit.fits,
-        change=fit.change,
+        change=None if fit.change is None else str(fit.change),
         keeps_attention=fit.keeps_attention,
+        settings=() if fit.change is None else fit.change.settings,
     )
 
 
