@@ -1,5 +1,7 @@
 """What tests share: the tiny checkpoint, loaded once, and a small dataset of moving shapes."""
 
+import os
+
 import imageio.v3 as iio
 import pytest
 import torch
@@ -15,6 +17,14 @@ def leave_the_home_alone(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LONGCAT_STUDIO_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stay_at_ordinary_priority():
+    """A library that makes the process a real-time one would starve all that the tests start."""
+    yield
+    if hasattr(os, "sched_getscheduler"):
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
 
 
 @pytest.fixture(scope="session")
