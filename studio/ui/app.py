@@ -44,14 +44,16 @@ def build_app(
         links = _language_links(settings, here) if workshop else []
         header = gr.HTML(markup.header(w, _chips(shop, w), links), elem_id="header")
         pulse = gr.HTML(elem_id="pulse")
-        timer = gr.Timer(POLL_SECONDS, active=False)
+        timer = gr.Timer(POLL_SECONDS, active=not settings.is_space)
+        # Here, and not in the room: what a browser keeps is read when the page begins.
+        kept = gr.BrowserState({}, storage_key="studio-chart", secret="studio")
         with gr.Tabs(selected="dataset") as tabs:
             with gr.Tab(w("tab.dataset"), id="dataset"):
                 dataset = build_dataset_tab(shop, w)
             train = None
             if not settings.is_space:
                 with gr.Tab(w("tab.train"), id="train"):
-                    train = build_train_tab(shop, w, dataset.path, pulse, timer)
+                    train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
             with gr.Tab(w("tab.sample"), id="sample") as sample_room:
                 sample = build_sample_tab(shop, w)
 
@@ -63,7 +65,7 @@ def build_app(
         sample.rendered.then(**chips)
         if train is not None:
             changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
-            changed.then(**chips).then(train.watch, train.watch_inputs, train.watch_outputs, **quiet)
+            changed.then(**chips).then(**train.watch)
             dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
                 train.plan, dataset.path, train.plan_outputs, **quiet
             )
@@ -71,7 +73,9 @@ def build_app(
                 sample.take_newest, None, sample.lora, **quiet
             )
             restored.then(train.plan, dataset.path, train.plan_outputs, **quiet)
-            restored.then(train.watch, train.watch_inputs, train.watch_outputs, **quiet)
+            restored.then(**train.watch)
+            train.clips.click(lambda: gr.Tabs(selected="dataset"), None, tabs, **quiet)
+            train.clips.click(dataset.find, dataset.path, dataset.find_outputs, **{**quiet, "queue": True})
     app.queue(max_size=32, default_concurrency_limit=2)
     return app
 

@@ -79,6 +79,11 @@ class DatasetTab:
     reload: Any
     """reload(path) -> updates for `outputs`."""
     outputs: list[Any]
+    find: Callable[[str | None, gr.EventData], Iterator[list[Any]]]
+    """find(path, event) -> updates for `find_outputs` that choose the clip, if it is there, of an event that says
+    {"clip": "<dataset id>/<name>"}.
+    """
+    find_outputs: list[Any]
 
 
 def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
@@ -226,7 +231,18 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         return turn(target, 0, selection.ALL if wanted == before else wanted, choice)
 
     def choose(target: str | None, event: gr.EventData) -> Iterator[list[Any]]:
-        opened, index = workshop.opened.get(target or ""), event._data.get("index")
+        yield from show_clip(target, event._data.get("index"))
+
+    def find(target: str | None, event: gr.EventData) -> Iterator[list[Any]]:
+        opened, clip = workshop.opened.get(target or ""), event._data.get("clip")
+        pairs = opened.report.pairs if opened else ()
+        index = next((i for i, pair in enumerate(pairs) if f"{pair.dataset_id}/{pair.name}" == clip), None)
+        for shown in show_clip(target, index):
+            table = [gr.skip()] * (2 + len(view))
+            yield [*(table if index is None else turn(target, index // PAGE_SIZE, selection.ALL, index)), *shown]
+
+    def show_clip(target: str | None, index: Any) -> Iterator[list[Any]]:
+        opened = workshop.opened.get(target or "")
         if opened is None or not isinstance(index, int) or not 0 <= index < len(opened.report.pairs):
             yield [gr.skip()] * len(detailed)
             return
@@ -276,7 +292,9 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     def reload() -> list[Any]:
         return render(workshop.opened.get(workshop.latest or ""))
 
-    return DatasetTab(path=path, train=train, reload=reload, outputs=opening[2:])
+    return DatasetTab(
+        path=path, train=train, reload=reload, outputs=opening[2:], find=find, find_outputs=[*turned, *detailed]
+    )
 
 
 def _how_far(key: str, step: Step, w: Words) -> str:

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 from html import escape
 
 from studio.core.errors import StudioError
-from studio.core.runlog import RunSnapshot, RunState
 from studio.core.train.fit import Fit
-from studio.view.plots import PAGE, draw_loss, figure_svg
-from studio.view.progress import attention_line, fit_line, fit_rows, fit_verdict, progress_line
+from studio.view.progress import fit_rows, fit_verdict
 from studio.view.verdicts import ICONS
 from studio.view.words import Words
 
@@ -70,12 +68,6 @@ def core_text(w: Words) -> str:
     return "" if w.language == "en" else "lang='en'"
 
 
-def loss_chart(snapshot: RunSnapshot, log: bool, w: Words) -> str:
-    """The loss curve of a run; its number of points is in `data-points`."""
-    figure = draw_loss(snapshot.losses, w, num_steps=snapshot.num_steps, log=log, palette=PAGE)
-    return f"<div data-points='{len(snapshot.losses)}'>{figure_svg(figure, w('train.loss'))}</div>"
-
-
 def facts(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values in two columns."""
     cells = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows)
@@ -91,7 +83,7 @@ def fit_card(fit: Fit, num_steps: int | None, w: Words) -> str:
     return (
         f"<h3 class='heading'>{escape(w('fit.title'))}</h3>"
         f"<table class='fit'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        + (note(verdict) if fit.fits else _warning(verdict, str(fit.change or ""), w))
+        + (note(verdict) if fit.fits else warning(verdict, str(fit.change or ""), w))
         + _all_steps(fit, num_steps, w)
     )
 
@@ -102,56 +94,11 @@ def _all_steps(fit: Fit, num_steps: int | None, w: Words) -> str:
     return note(w("fit.all_steps", steps=num_steps, time=w.duration(num_steps * fit.seconds_per_step)))
 
 
-def _warning(text: str, remedy: str | None, w: Words) -> str:
+def warning(text: str, remedy: str | None, w: Words) -> str:
     """What is amiss but stops nothing, and what to do."""
     mend = f" <span class='remedy' {core_text(w)}>{escape(remedy)}</span>" if remedy else ""
     icon = f"<span class='icon kind-mend' aria-hidden='true'>{ICONS['mend']}</span>"
     return f"<p class='warning' role='status'>{icon}{escape(text)}{mend}</p>"
-
-
-def run_status(name: str, snapshot: RunSnapshot, is_ours: bool, w: Words) -> str:
-    """State, progress and, if it failed, why and what to do."""
-    state = snapshot.state
-    parts = [
-        f"<div class='run-status state-{state.value}' data-state='{state.value}' data-step='{snapshot.step}'>",
-        f"<p class='run-state'><b>{escape(w(f'state.{state.value}'))}</b> <span>{escape(progress_line(snapshot, w))}"
-        f"</span></p>{bar(_share(snapshot))}<p class='note'>{escape(w('train.run'))} {escape(name)}</p>",
-    ]
-    if line := attention_line(snapshot, w):
-        parts.append(note(line))
-    if line := fit_line(snapshot, w):
-        parts.append(note(line))
-    if snapshot.fit and not snapshot.fit.fits and state.is_live:
-        parts.append(_warning(w("fit.warning"), snapshot.fit.change, w))
-    parts += [note(notice) for notice in (snapshot.started.notices if snapshot.started else ())]
-    if snapshot.failure:
-        parts.append(failure(StudioError(snapshot.failure.message, snapshot.failure.remedy), w))
-    if state is RunState.INTERRUPTED:
-        parts.append(note(w("progress.interrupted")))
-    if state.is_live and not is_ours:
-        parts.append(note(w("train.elsewhere")))
-    return "".join(parts) + "</div>"
-
-
-def pulse(snapshot: RunSnapshot | None, w: Words) -> str:
-    """A strip that every room shows while a run lives; nothing otherwise."""
-    if snapshot is None or not snapshot.state.is_live:
-        return ""
-    return (
-        f"<div class='pulse' role='status'><b>{escape(w(f'state.{snapshot.state.value}'))}</b> "
-        f"<span>{escape(progress_line(snapshot, w))}</span>{bar(_share(snapshot))}</div>"
-    )
-
-
-def _share(snapshot: RunSnapshot) -> float:
-    """How much is done, 0 to 1: of the clips while they are encoded, of the sizes while they are measured, then of the
-    steps.
-    """
-    if snapshot.state is RunState.CACHING:
-        return snapshot.cache_done / max(1, snapshot.cache_total)
-    if snapshot.state is RunState.MEASURING:
-        return snapshot.fit_done / max(1, snapshot.fit_total)
-    return snapshot.step / max(1, snapshot.num_steps)
 
 
 def bar(done: float) -> str:

@@ -9,15 +9,29 @@ from typing import Any
 
 import gradio as gr
 
-from studio.core.errors import StudioError
-from studio.core.runlog import RunFolder, RunSnapshot, list_runs
-from studio.ui import markup
+from studio.core.runlog import list_runs
+from studio.ui import live_markup
+from studio.ui.live_view import Kept, LiveSeen, build_live_view
 from studio.ui.plan_panel import build_plan_panel
+from studio.ui.run_controls import NO_RUN, Standing, build_run_controls
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
 
-POLL_SECONDS = 1.0
-"""How often a live run is looked at."""
+POLL_SECONDS, IDLE_SECONDS = 1.0, 2.0
+"""How often a live run is looked at, and whether another process has begun one."""
+
+WITH_WIDTH = "(seen, kept, path) => [seen, {...kept, narrow: window.innerWidth <= 640}, path]"
+"""Inputs of a look at the run: a phone gets figures drawn for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a page shows; what is the same is not sent again."""
+
+    standing: Standing
+    live: LiveSeen | None
+    """None where there is no run."""
+    can_start: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,124 +41,73 @@ class TrainTab:
     plan: Callable[[str | None], list[Any]]
     """plan(path) -> updates for `plan_outputs`."""
     plan_outputs: list[Any]
-    watch: Callable[..., list[Any]]
-    """watch(seen, log) -> updates for `watch_outputs`."""
-    watch_inputs: list[Any]
-    watch_outputs: list[Any]
+    watch: dict[str, Any]
+    """Arguments of an event that looks at the run."""
+    chart: gr.HTML
+    """A click on a mark says {"checkpoint": step} or {"sample": step}."""
+    clips: gr.HTML
+    """A click says {"clip": "<dataset id>/<name>"}."""
+    seen: gr.State
+    """Holds `Seen`, or None."""
     to_sample: gr.Button
 
 
-def build_train_tab(workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML, timer: gr.Timer) -> TrainTab:
-    """Lays the room out and connects it; `timer` ticks while a run lives."""
+def build_train_tab(
+    workshop: Workshop, w: Words, path: gr.State, pulse: gr.HTML, timer: gr.Timer, kept: gr.BrowserState
+) -> TrainTab:
+    """Lays the room out and connects it; `timer` makes it look at the run, `kept` is how a visitor wants the chart."""
     seen = gr.State(None)
-    with gr.Row(elem_classes="head-row"):
-        status = gr.HTML(markup.note(w("train.head")), elem_id="run-status")
-        with gr.Column(scale=0, min_width=304):
-            main = gr.Button(w("train.start"), variant="primary", interactive=False, elem_id="train")
-            again = gr.Button(w("train.again"), visible=False, elem_id="train-again")
-    message = gr.HTML(elem_id="train-message")
+    controls = build_run_controls(workshop, w)
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             plan = build_plan_panel(workshop, w, path)
         with gr.Column(scale=3, min_width=320):
-            chart = gr.HTML(markup.empty_state(w("train.no_run")), elem_id="loss")
-            log = gr.Checkbox(label=w("train.log"), visible=False, container=False, elem_classes="quiet")
-            samples = gr.Gallery(
-                label=w("train.samples"), visible=False, columns=3, object_fit="contain", height="auto", buttons=[],
-                elem_id="run-samples",
-            )  # fmt: skip
-            with gr.Row(visible=False, elem_classes="action-row") as result:
-                lora = gr.DownloadButton(w("train.lora"), elem_id="lora")
-                to_sample = gr.Button(w("train.to_sample"), elem_id="to-sample")
-    watched = [seen, pulse, timer, status, chart, log, samples, result, lora, main, again]
+            live = build_live_view(workshop, w, kept, seen, lambda last: last.live if last else None)
+    watched = [seen, pulse, timer, *controls.outputs, *live.outputs]
 
-    def show_plan(target: str | None) -> list[Any]:
-        can_start = gr.skip() if workshop.is_training else gr.update(interactive=plan.can_start(target))
-        return [*plan.show(target), can_start if target in workshop.opened else gr.skip()]
-
-    def watch(last: Any, in_log: bool) -> list[Any]:
-        run = workshop.current_run()
-        if run is None:
-            return [None, "", gr.Timer(active=False), *[gr.skip()] * (len(watched) - 3)]
-        snapshot = run.snapshot()
-        signature = (
-            run.name,
-            snapshot.updated,
-            snapshot.state,
-            workshop.is_training,
-            workshop.latest,
-            in_log,
-            len(snapshot.samples),
-        )
-        if signature == last:
+    def watch(last: Seen | None, wanted: Kept, target: str | None) -> list[Any]:
+        run, can_start = workshop.current_run(), plan.can_start(target)
+        snapshot = workshop.snapshot(run) if run is not None else None
+        if run is None or snapshot is None:
+            now = Seen(NO_RUN, None, can_start)
+        else:
+            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start)
+        if now == last:
             return [gr.skip()] * len(watched)
-        has_news = last is None or (last[0], last[-1]) != (signature[0], signature[-1])
-        return [signature, *_show_run(workshop, run, snapshot, in_log, w, has_new_samples=has_news)]
+        if now.live is None or snapshot is None:
+            return [now, "", gr.Timer(IDLE_SECONDS), *controls.clear(can_start), *live.clear()]
+        is_same = last is not None and (now.standing, now.can_start) == (last.standing, last.can_start)
+        head = [gr.skip()] * len(controls.outputs) if is_same else controls.show(now.standing, snapshot, now.can_start)
+        is_live = snapshot.state.is_live or workshop.is_training
+        return [
+            now,
+            gr.skip() if is_same else live_markup.pulse(snapshot, w),
+            gr.skip() if is_same else gr.Timer(POLL_SECONDS if is_live else IDLE_SECONDS),
+            *head,
+            *live.show(now.live, last.live if last else None, snapshot),
+        ]
 
-    def press(target: str | None, *values: Any) -> Any:
-        try:
-            if workshop.is_training:
-                workshop.stop()
-                return "", gr.update(value=w("train.stopping"), interactive=False), gr.skip()
-            run = workshop.current_run()
-            if run and workshop.can_continue(run):
-                workshop.resume(run)
-            else:
-                workshop.train(*plan.config(target, *values))
-        except StudioError as error:
-            return markup.failure(error, w), gr.skip(), gr.skip()
-        return "", gr.skip(), gr.Timer(active=True)
-
-    def start_anew(target: str | None, *values: Any) -> Any:
-        try:
-            workshop.train(*plan.config(target, *values))
-        except StudioError as error:
-            return markup.failure(error, w), gr.skip()
-        return "", gr.Timer(active=True)
-
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    looking: Any = ([seen, log], watched)
-    main.click(press, [path, *plan.fields], [message, main, timer], **quiet).then(watch, *looking, queue=False, **quiet)
-    again.click(start_anew, [path, *plan.fields], [message, timer], **quiet).then(watch, *looking, queue=False, **quiet)
-    timer.tick(watch, *looking, queue=False, **quiet)
-    log.input(watch, *looking, queue=False, **quiet)
+    looking: dict[str, Any] = {
+        "fn": watch, "inputs": [seen, kept, path], "outputs": watched, "js": WITH_WIDTH,
+        "show_progress": "hidden", "api_visibility": "private", "queue": False,
+    }  # fmt: skip
+    for pressed in controls.connect(plan, lambda last: last.standing if last else NO_RUN, seen, path):
+        pressed.then(**looking)
+    timer.tick(**looking)
+    kept.change(**looking)
     return TrainTab(
-        plan=show_plan,
-        plan_outputs=[*plan.outputs, main],
-        watch=watch,
-        watch_inputs=[seen, log],
-        watch_outputs=watched,
-        to_sample=to_sample,
+        plan=plan.show,
+        plan_outputs=plan.outputs,
+        watch=looking,
+        chart=live.chart,
+        clips=live.clips,
+        seen=seen,
+        to_sample=live.to_sample,
     )
-
-
-def _show_run(
-    workshop: Workshop, run: RunFolder, snapshot: RunSnapshot, in_log: bool, w: Words, *, has_new_samples: bool
-) -> list[Any]:
-    """Updates of everything that shows a run, in the order of `watched` after the first."""
-    state, ours = snapshot.state, workshop.is_training
-    waits = not ours and workshop.can_continue(run)
-    label = "train.stop" if ours else "train.continue" if waits else "train.start"
-    videos = [(run.path / s.path, w("train.sample_step", step=s.step)) for s in reversed(snapshot.samples)]
-    shown = [(workshop.shown(file), text) for file, text in videos if file.is_file()]
-    has_lora = snapshot.lora is not None and snapshot.lora.is_file()
-    can_press = ours or waits or (not state.is_live and bool(workshop.latest))
-    return [
-        markup.pulse(snapshot, w),
-        gr.Timer(active=state.is_live or ours),
-        markup.run_status(run.name, snapshot, ours, w),
-        markup.loss_chart(snapshot, in_log, w) if snapshot.losses else "",
-        gr.update(visible=len(snapshot.losses) > 1),
-        gr.update(value=shown, visible=bool(shown)) if has_new_samples else gr.skip(),
-        gr.update(visible=has_lora),
-        workshop.shown(snapshot.lora, f"{run.name}.safetensors") if has_lora and snapshot.lora else None,
-        gr.update(value=w(label), interactive=can_press, variant="stop" if ours else "primary"),
-        gr.update(visible=waits),
-    ]
 
 
 def lora_choices(workshop: Workshop, newest: int = 20) -> list[tuple[str, Path]]:
     """(run, LoRA file) of the newest runs that have one."""
     runs = list_runs(workshop.output_dir)[:newest]
-    found = [(run.name, run.snapshot().lora) for run in runs]
+    found = [(run.name, workshop.snapshot(run).lora) for run in runs]
     return [(name, lora) for name, lora in found if lora and lora.is_file()]

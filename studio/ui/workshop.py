@@ -7,8 +7,11 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from PIL import Image
 
 from studio.core.config import ModelConfig, RunConfig
 from studio.core.data.check import Probes, Progress, check_project
@@ -18,11 +21,17 @@ from studio.core.data.probe_cache import ProbeCache
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.memory import release
-from studio.core.runlog import RunFolder, can_continue, list_runs
+from studio.core.runlog import RunFolder, RunSnapshot, can_continue, list_runs
+from studio.core.runwatch import RunReader
+from studio.core.settings_text import SettingsText
 from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
+from studio.core.train.checkpoint_files import newest_whole
 from studio.core.train.fit import Fit, fit_of
 from studio.core.train.job import TrainJob
+from studio.core.train.onerun import told_run
+from studio.core.train.requests import Request, ask, is_asked, withdraw
 from studio.core.types import DatasetReport, Pair
+from studio.ui.drawings import Drawings
 from studio.ui.settings import AppSettings
 from studio.view.sheets import Thumbnails
 
@@ -39,6 +48,8 @@ class Opened:
 
     offer: Mapping[MendKind, tuple[Pair, ...]] = field(default_factory=dict)
     """Mends that would change something, with the clips that they would change."""
+    texts: SettingsText | None = None
+    """Settings that someone put in the place of its files; None: as the files say."""
 
     @property
     def output_dir(self) -> Path | None:
@@ -84,9 +95,13 @@ class Workshop:
     checks: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a check, by the visitor who asked for it."""
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
+    reader: RunReader = field(default_factory=RunReader)
+    drawings: Drawings = field(default_factory=Drawings)
     _bundles: dict[ModelConfig, ModelBundle] = field(default_factory=dict)
     _trained: ModelConfig | None = None
     """The model of `job`."""
+    _resumable: dict[tuple[Path, float | None], int] = field(default_factory=dict)
+    """Steps of the newest whole checkpoints, by run and time of its last event."""
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -152,23 +167,41 @@ class Workshop:
             return self._bundles[model]
 
     def current_run(self) -> RunFolder | None:
-        """The run of this process while it lives, else the newest on disk."""
+        """The run of this process while it lives, else that of another process, else the newest on disk."""
         if self.is_training and self.job:
             return self.job.folder
+        told = told_run(self.output_dir)
+        if told is not None and self.snapshot(told).state.is_live:
+            return told
         return next(iter(list_runs(self.output_dir)), None)
 
     def pace(self, model: ModelConfig) -> float | None:
         """Seconds that a step of the newest run with this model took, if that is known."""
         run = self.current_run()
         try:
-            return run.snapshot().seconds_per_step if run and run.config().model == model else None
+            return self.snapshot(run).seconds_per_step if run and run.config().model == model else None
         except ConfigError:
             return None
+
+    def snapshot(self, run: RunFolder) -> RunSnapshot:
+        """What the run's folder says; an unchanged run is not read again."""
+        return self.reader.snapshot(run)
 
     def can_continue(self, run: RunFolder) -> bool:
         """True for a run that stopped half-way, unless it is of other data than what is open."""
         opened = self.opened.get(self.latest or "")
-        return can_continue(run, opened.project.run.data) if opened else run.state().can_resume
+        if not self.snapshot(run).state.can_resume:
+            return False
+        return can_continue(run, opened.project.run.data) if opened else True
+
+    def resumable_step(self, run: RunFolder) -> int:
+        """The step that a run which ended half-way goes on from: of its newest whole checkpoint; 0: from the start."""
+        key = (run.path, self.snapshot(run).updated)
+        if key not in self._resumable:
+            newest = newest_whole(run.path / "checkpoints")
+            # Only what is asked for again and again is worth keeping.
+            self._resumable = {key: int(newest.name.removeprefix("step-")) if newest else 0}
+        return self._resumable[key]
 
     @property
     def is_training(self) -> bool:
@@ -192,16 +225,59 @@ class Workshop:
 
     def _start(self, job: TrainJob, model: ModelConfig) -> RunFolder:
         with self._starting:
-            if self.is_training:
-                raise JobAlreadyRunning("A run is being trained already.", "Wait until it ends, or stop it.")
+            if self.is_training and self.job and self.job.folder:
+                name = self.job.folder.name
+                raise JobAlreadyRunning(f"The run {name} is being trained already.", "Wait until it ends, or stop it.")
             # Before the thread asks for its model: what it loads must be known to be in use.
             self.job, self._trained = job, model
             return job.start()
 
-    def stop(self) -> None:
-        """Asks this process's run to stop after its step."""
-        if self.job:
+    def stop(self, run: RunFolder) -> None:
+        """Asks a run, whichever process trains it, to stop after its step. Raises ConfigError."""
+        if self.job and self.job.folder == run:
+            # Needs no room on the disk.
             self.job.stop()
+            with suppress(OSError):
+                ask(run, Request.STOP)
+        else:
+            self._ask(run, Request.STOP)
+
+    def pause(self, run: RunFolder) -> None:
+        """Asks a run to wait after its step, with the device free. Raises ConfigError."""
+        self._ask(run, Request.PAUSE)
+
+    def go_on(self, run: RunFolder) -> None:
+        """Ends the pause, or the wish for one. Raises ConfigError."""
+        try:
+            withdraw(run, Request.PAUSE)
+        except OSError as error:
+            raise _no_request(run, error) from error
+
+    def save_now(self, run: RunFolder) -> None:
+        """Asks a run for a checkpoint after its step. Raises ConfigError."""
+        self._ask(run, Request.SAVE)
+
+    def sample_now(self, run: RunFolder) -> None:
+        """Asks a run for the validation samples after its step. Raises ConfigError."""
+        self._ask(run, Request.SAMPLE)
+
+    def asked(self, run: RunFolder) -> frozenset[Request]:
+        """What the run was asked for and has not done yet."""
+        return frozenset(request for request in Request if is_asked(run, request))
+
+    def _ask(self, run: RunFolder, request: Request) -> None:
+        try:
+            ask(run, request)
+        except OSError as error:
+            raise _no_request(run, error) from error
+
+    @property
+    def no_picture(self) -> str:
+        """A picture that stands for a sample that is not there."""
+        file = self.folder / "no-picture.png"
+        if not file.exists():
+            Image.new("RGBA", (64, 64), (128, 128, 128, 48)).save(file)
+        return str(file)
 
     def shown(self, file: Path, name: str | None = None) -> str:
         """A copy of the file in the private folder, for the browser; made once for each state of the file."""
@@ -211,3 +287,9 @@ class Workshop:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, target)
         return str(target)
+
+
+def _no_request(run: RunFolder, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"The run {run.name} cannot be asked: {error.strerror}.", "Check that its folder is there and may be written."
+    )

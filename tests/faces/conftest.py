@@ -105,3 +105,34 @@ def _wait_until_served(app, port, log):
         else:
             return
     pytest.fail("the app did not come up in two minutes")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Chromium, or Chrome."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    return found or pytest.skip("needs Chromium, or Chrome, on the PATH")
+
+
+@pytest.fixture
+def visit(chromium, app_address):
+    """visit(path="", **context): a page of the app; at the end no other host was asked for anything."""
+    api = pytest.importorskip("playwright.sync_api")
+    strangers = []
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+        )
+
+        def look(path="", **context):
+            page = browser.new_context(**context).new_page()
+            page.set_default_timeout(30_000)
+            own = (app_address, app_address.replace("http", "ws"), "data:", "blob:")
+            page.on("request", lambda r: None if r.url.startswith(own) else strangers.append(r.url))
+            page.goto(f"{app_address}/{path}")
+            page.wait_for_selector("#use-demo")
+            return page
+
+        yield look
+        browser.close()
+    assert not strangers

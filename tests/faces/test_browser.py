@@ -1,96 +1,15 @@
-"""One visitor, three rooms, in a real browser."""
-
-import shutil
-import time
+"""Datasets, mistakes and a phone, in a real browser."""
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, or Chrome, on the PATH"),
-]
+pytestmark = pytest.mark.browser
 
 PATIENCE = 90_000
 """Milliseconds for what trains or renders on a busy CPU."""
 
 
-@pytest.fixture
-def visit(app_address):
-    """visit(path="", **context): a page of the app; at the end no other host was asked for anything."""
-    api = pytest.importorskip("playwright.sync_api")
-    strangers = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-background-networking"]
-        )
-
-        def look(path="", **context):
-            page = browser.new_context(**context).new_page()
-            page.set_default_timeout(30_000)
-            own = (app_address, app_address.replace("http", "ws"), "data:", "blob:")
-            page.on("request", lambda r: None if r.url.startswith(own) else strangers.append(r.url))
-            page.goto(f"{app_address}/{path}")
-            page.wait_for_selector("#use-demo")
-            return page
-
-        yield look
-        browser.close()
-    assert not strangers
-
-
 def room(page, name):
     page.get_by_role("tab", name=name, exact=True).click()
-
-
-def points(page):
-    chart = page.query_selector("[data-points]")
-    return int(chart.get_attribute("data-points")) if chart else 0
-
-
-def wait_for_points(page, number):
-    deadline = time.monotonic() + PATIENCE / 1000
-    while points(page) < number:
-        assert time.monotonic() < deadline, page.inner_text("#run-status")
-        time.sleep(0.2)
-
-
-def test_from_a_dataset_through_a_run_to_a_video(visit):
-    page = visit()
-    page.click("#use-demo")
-    page.wait_for_selector(".clip")
-    assert page.locator(".clip").count() == 4
-    assert "4 ready" in page.inner_text(".summary")
-    page.click(".clip >> nth=1")
-    page.wait_for_function("document.querySelector('#clip-player video')?.duration > 0")
-
-    page.click("#to-train")
-    page.wait_for_selector("#plan .facts")
-    page.click("#train")
-    wait_for_points(page, 2)
-    before = points(page)
-    page.reload()
-    page.wait_for_selector(".clip")
-    room(page, "Train")
-    wait_for_points(page, before)
-    page.wait_for_selector("[data-state='finished']", timeout=PATIENCE)
-    wait_for_points(page, 8)
-    assert "step 8 of 8" in page.inner_text("#run-status")
-
-    page.click("#to-sample")
-    page.click("#from-demo")
-    page.wait_for_function("document.querySelector('#prompt textarea').value.includes('hops')")
-    page.click("text=More settings")
-    for field, value in {"steps": "2", "frames": "9", "height": "64", "width": "64"}.items():
-        page.fill(f"#sample-{field} input", value)
-    page.click("#render")
-    page.wait_for_selector("#sample-status .results", timeout=PATIENCE)
-    for player in ("#without", "#with"):
-        page.wait_for_function(
-            f"(v => v && v.readyState >= 2 && v.duration > 0)(document.querySelector('{player} video'))"
-        )
-    assert "dense attention: " in page.inner_text("#sample-status")
 
 
 def test_a_faulty_dataset_says_what_to_mend_and_runs_nothing_of_it(visit):

@@ -14,7 +14,7 @@ from studio.core.errors import JobAlreadyRunning
 from studio.core.events import FitPredicted, RunStarted
 from studio.core.runlog import RunFolder
 from studio.core.sample.sampler import SampleRequest
-from studio.ui import markup
+from studio.ui import live_markup, markup
 from studio.ui.clip_pictures import preview
 from studio.ui.plan_panel import run_config, with_rank
 from studio.ui.sample_tab import _render, _request
@@ -108,11 +108,12 @@ def test_the_model_of_a_live_run_is_not_loaded_twice(make_workshop, monkeypatch)
     assert loaded == [TINY, other, replace(TINY, dtype="fp16")]
 
 
-def test_one_run_at_a_time_whatever_folder_it_is_in(make_workshop):
-    workshop, job = make_workshop(), SimpleNamespace(is_alive=False, start=lambda: "folder")
+def test_one_run_at_a_time_whatever_folder_it_is_in_and_the_other_is_told_which(make_workshop, tmp_path):
+    run = RunFolder(tmp_path / "20261128-101500-3fa9")
+    workshop, job = make_workshop(), SimpleNamespace(is_alive=False, start=lambda: run, folder=run)
     workshop._start(job, TINY)
     job.is_alive = True
-    with pytest.raises(JobAlreadyRunning):
+    with pytest.raises(JobAlreadyRunning, match="20261128-101500-3fa9"):
         workshop._start(job, TINY)
 
 
@@ -158,7 +159,7 @@ def test_a_run_that_is_too_large_is_warned_of_while_it_lives(make_workshop, proj
     with run.locked():
         for event in (started, fit):
             run.append(event)
-        shown = markup.run_status(run.name, run.snapshot(), True, words("en"))
+        shown = live_markup.run_status(run.name, run.snapshot(), words("en"))
     assert "Predicted 44.0 of 24.0 GiB for 93f 480x832, 12.0 s a step" in shown
     assert "This may run out of memory." in shown
     assert "Set musubi_blocks_to_swap to 40." in shown

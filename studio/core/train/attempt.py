@@ -14,7 +14,7 @@ from studio.core.model.memory import release
 from studio.core.runlog import RunFolder
 from studio.core.train.heldout import HeldOut
 from studio.core.train.learner import Learner
-from studio.core.train.requests import Request, is_asked, take
+from studio.core.train.requests import Request, is_asked, withdraw
 from studio.core.train.validate import render_samples
 from studio.core.types import Pair
 
@@ -100,10 +100,13 @@ class Attempt:
         yield from self.held_out.measure(self.step, weights, self.memory, self.should_stop)
 
     def _serve(self) -> Iterator[TrainEvent]:
-        if take(self.folder, Request.SAVE):
+        # A request is there until it is done: whoever watches can tell.
+        if is_asked(self.folder, Request.SAVE):
             yield from self.save()
-        if take(self.folder, Request.SAMPLE):
+            withdraw(self.folder, Request.SAVE)
+        if is_asked(self.folder, Request.SAMPLE):
             yield from self.sample(self.samples or self.on_demand)
+            withdraw(self.folder, Request.SAMPLE)
 
 
 def is_due(step: int, interval: int) -> bool:

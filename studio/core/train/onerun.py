@@ -80,6 +80,19 @@ class TrainingLock:
         self._held.append((lock, holder))
 
 
+def told_run(output_dir: Path) -> RunFolder | None:
+    """The run that holds the lock of an output folder, as it told; its process may have been killed since.
+
+    The lock itself is not looked at: to do so is to hold it for a moment, and whoever starts a run then is refused.
+    """
+    try:
+        name = json.loads((output_dir / LOCK_FILE).with_suffix(".json").read_text())["run"]
+        folder = output_dir.absolute() / Path(name).name
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return RunFolder(folder) if folder.is_dir() else None
+
+
 def _who(holder: Path) -> str:
     deadline = time.monotonic() + _TELL_SECONDS
     while True:

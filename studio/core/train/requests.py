@@ -47,15 +47,6 @@ def is_asked(run: RunFolder, request: Request) -> bool:
     return _file(run, request).exists()
 
 
-def take(run: RunFolder, request: Request) -> bool:
-    """True once for a request that is there."""
-    try:
-        _file(run, request).unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
 def forget(run: RunFolder) -> None:
     """Drops what an earlier attempt was asked for."""
     for request in Request:
