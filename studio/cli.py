@@ -1,4 +1,4 @@
-"""The command line: check, mend, train, fit, sample, demo, bench, ui. Each is one core call, and printing around it."""
+"""The command line: each command is one core call, and printing around it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from studio.cli_runs import add_runs_command
 from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
 from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report, print_sum
@@ -145,6 +146,8 @@ def _parser() -> argparse.ArgumentParser:
         "parts", nargs="*", metavar="PART", help="speed, memory and fit (all three when none is named), or check"
     )
     bench.set_defaults(run=_bench)
+
+    add_runs_command(commands)
 
     ui = commands.add_parser("ui", help="open the app in the browser (default)")
     ui.add_argument("--project", type=Path, help="open this dataset")

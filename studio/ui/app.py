@@ -1,4 +1,4 @@
-"""The app: one page a language, three rooms, one workshop behind them."""
+"""The app: one page a language, four rooms, one workshop behind them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from studio.core.errors import ConfigError, StudioError
 from studio.core.model.load import ModelBundle, resolve_device
 from studio.ui import markup
 from studio.ui.dataset_tab import build_dataset_tab
+from studio.ui.runs_tab import build_runs_tab
 from studio.ui.sample_tab import build_sample_tab
 from studio.ui.settings import AppSettings
 from studio.ui.theme import CSS, HEAD, studio_theme
@@ -48,14 +49,17 @@ def build_app(
         # Here, and not in the room: what a browser keeps is read when the page begins.
         kept = gr.BrowserState({}, storage_key="studio-chart", secret="studio")
         with gr.Tabs(selected="dataset") as tabs:
-            with gr.Tab(w("tab.dataset"), id="dataset"):
+            with gr.Tab(w("tab.dataset"), id="dataset") as dataset_room:
                 dataset = build_dataset_tab(shop, w)
-            train = None
+            train, runs = None, None
             if not settings.is_space:
-                with gr.Tab(w("tab.train"), id="train"):
+                with gr.Tab(w("tab.train"), id="train") as train_room:
                     train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
             with gr.Tab(w("tab.sample"), id="sample") as sample_room:
                 sample = build_sample_tab(shop, w)
+            if not settings.is_space:
+                with gr.Tab(w("tab.runs"), id="runs") as runs_room:
+                    runs = build_runs_tab(shop, w, tabs)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         chips: dict[str, Any] = {"fn": lambda: markup.header(w, _chips(shop, w), links), "outputs": header, **quiet}
@@ -63,7 +67,7 @@ def build_app(
         restored = app.load(dataset.reload, None, dataset.outputs, **quiet)
         restored.then(**chips)
         sample.rendered.then(**chips)
-        if train is not None:
+        if train is not None and runs is not None:
             changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
             changed.then(**chips).then(**train.watch)
             dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
@@ -76,6 +80,11 @@ def build_app(
             restored.then(**train.watch)
             train.clips.click(lambda: gr.Tabs(selected="dataset"), None, tabs, **quiet)
             train.clips.click(dataset.find, dataset.path, dataset.find_outputs, **{**quiet, "queue": True})
+            runs_room.select(runs.refresh, runs.refresh_inputs, runs.outputs, **quiet)
+            for other in (dataset_room, train_room, sample_room):
+                other.select(runs.leave, None, runs.timer, **quiet)
+            for continued in runs.continued:
+                continued.then(**train.watch)
     app.queue(max_size=32, default_concurrency_limit=2)
     return app
 

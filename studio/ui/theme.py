@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gradio import themes
 
-CSS = Path(__file__).with_name("style.css")
+CSS = [Path(__file__).with_name(name) for name in ("style.css", "runs.css")]
 
 HEAD = """
 <meta name="color-scheme" content="light dark">

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import av
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -115,6 +116,14 @@ def first_frames(pair: Pair, num_frames: int = 1) -> np.ndarray | None:
         return None
 
 
+def _first_of_video(path: Path) -> np.ndarray | None:
+    try:
+        with av.open(str(path), format="mov") as container:
+            return next(container.decode(video=0)).to_ndarray(format="rgb24")
+    except (av.FFmpegError, OSError, ValueError, IndexError, StopIteration):
+        return None
+
+
 def picture_uri(picture: np.ndarray, height: int = 144) -> str:
     """A uint8 [H,W,3] picture, made `height` pixels high, as a data address of a JPEG."""
     image = Image.fromarray(picture)
@@ -146,6 +155,10 @@ class Thumbnails:
             return None if frames is None else frames[0]
 
         return self._of(pair.clip_path, first)
+
+    def video(self, path: Path) -> str | None:
+        """The first frame of an mp4; None where it cannot be read."""
+        return self._of(path, lambda: _first_of_video(path))
 
     def _of(self, path: Path, read: Callable[[], np.ndarray | None]) -> str | None:
         state = file_state(path)

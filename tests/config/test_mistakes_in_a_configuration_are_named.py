@@ -140,6 +140,24 @@ def test_known_keys_without_effect_are_said_and_louder_when_they_change_the_resu
     assert about(read({"optimizer": "adamw"}), "optimizer") == []
 
 
+def test_trackers_that_are_known_are_taken_and_the_others_named(read):
+    assert read({"report_to": "tensorboard, trackio"}).run.sharing.report_to == ("tensorboard", "trackio")
+    assert read({"report_to": "none"}).run.sharing.report_to == ()
+    project = read({"report_to": ["wandb", "trackio"]})
+    assert project.run.sharing.report_to == ("trackio",)
+    assert [issue.message.partition(": ")[2] for issue in about(project, "report_to")] == [
+        "report_to names wandb, which nothing is sent to; tensorboard and trackio are."
+    ]
+
+
+def test_a_name_for_the_hub_is_a_name_of_the_hub(read):
+    project = read({"push_to_hub": True, "hub_model_id": "me/my-lora"})
+    assert (project.run.sharing.push_to_hub, project.run.sharing.hub_model_id) == (True, "me/my-lora")
+    assert about(project, "hub_model_id") == []
+    assert [issue.severity for issue in about(read({"hub_model_id": "my-lora"}), "hub_model_id")] == [Severity.NOTICE]
+    assert [issue.subject for issue in errors(read({"hub_model_id": "../x"}))] == ["hub_model_id"]
+
+
 def test_steps_win_over_epochs_and_both_zero_is_an_error(read):
     project = read({"max_train_steps": 10, "num_train_epochs": 2})
     assert project.run.optim.max_train_steps == 10

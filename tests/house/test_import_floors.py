@@ -23,6 +23,7 @@ FLOORS = {
     "studio.demo": 5,
     "studio.bench": 5,
     "studio.cli": 6,
+    "studio.cli_runs": 6,
     "studio.__main__": 7,
 }
 STRANGERS = [
@@ -35,12 +36,12 @@ STRANGERS = [
 """Rooms of one floor that do not know each other."""
 
 HOMES = {
-    "gradio": "studio.ui",
-    "ipywidgets": "studio.nb",
-    "matplotlib": "studio.view",
-    "argparse": "studio.cli",
-    "decord": "studio.core.data",
-    "video_bsa": "studio.core.model",
+    "gradio": ("studio.ui",),
+    "ipywidgets": ("studio.nb",),
+    "matplotlib": ("studio.view",),
+    "argparse": ("studio.cli", "studio.cli_runs"),
+    "decord": ("studio.core.data",),
+    "video_bsa": ("studio.core.model",),
 }
 
 
@@ -153,8 +154,8 @@ def test_each_library_of_a_face_is_imported_in_its_room_only():
     wrong = [
         str(found)
         for found in ALL_IMPORTS
-        for library, home in HOMES.items()
-        if is_in(found.target, library) and not is_in(found.importer, home)
+        for library, homes in HOMES.items()
+        if is_in(found.target, library) and not any(is_in(found.importer, home) for home in homes)
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -1,6 +1,7 @@
 """What can be done with a run once it lies there: figures, differences, a branch, an export, a CSV, deletion."""
 
 import csv
+import io
 import random
 from dataclasses import replace
 
@@ -8,13 +9,27 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from studio.cli import main
 from studio.core.config import NoiseConfig
 from studio.core.errors import AdapterError, CheckpointError, ConfigError, JobAlreadyRunning
+from studio.core.events import RunResumed, SampleSaved
 from studio.core.model.lora import LoraFile, loras_applied
 from studio.core.runlog import RunFolder, RunState, list_runs
 from studio.core.train import export as exporting
 from studio.core.train.export import Layout, export_lora
-from studio.core.train.runs import Difference, branch_run, delete_run, differences, figures, thinned, write_csv
+from studio.core.train.runs import (
+    Difference,
+    RunCache,
+    branch_run,
+    delete_run,
+    differences,
+    figures,
+    find_run,
+    sample_file,
+    side_by_side,
+    thinned,
+    write_csv,
+)
 
 
 @pytest.fixture
@@ -152,3 +167,94 @@ def test_the_series_as_csv(trained, tmp_path):
     assert rows[0]["clips"].startswith("clips/shape_")
     with pytest.raises(ConfigError, match=r"series\.csv is there already"):
         write_csv(trained, tmp_path / "series.csv")
+
+
+def test_a_damaged_checkpoint_is_said_and_looked_at_again_once_it_changes(trained):
+    cache = RunCache()
+    assert [(one.step, one.damage) for one in cache.checkpoints(trained)] == [(4, ""), (3, ""), (2, ""), (1, "")]
+    (trained.path / "checkpoints/step-000003/optim.safetensors").write_bytes(b"cut off")
+    found = {one.step: one.damage for one in cache.checkpoints(trained)}
+    assert found[3] == "step-000003/optim.safetensors has changed since it was written."
+    assert not any(damage for step, damage in found.items() if step != 3)
+
+
+def test_figures_are_kept_until_something_happens_to_the_run(trained):
+    cache = RunCache()
+    first = cache.figures(trained)
+    assert cache.figures(trained) is first
+    trained.append(RunResumed())
+    assert cache.figures(trained).state is RunState.INTERRUPTED
+    with trained.locked():
+        assert cache.figures(trained).state is RunState.NEW
+    assert cache.figures(trained).state is RunState.INTERRUPTED
+
+
+def add_sample(run, step, name, base="0123abcd"):
+    path = f"samples/step-{step:06d}-{name}.mp4"
+    (run.path / "samples").mkdir(exist_ok=True)
+    (run.path / path).write_bytes(b"a video")
+    run.append(SampleSaved(step=step, path=path, prompt="", base=f"samples/base-{name}-{base}.mp4"))
+
+
+def test_samples_of_one_start_frame_lie_side_by_side(config):
+    first, second = (RunFolder.create(config.output_dir, config) for _ in range(2))
+    for run, samples in (
+        (first, [(2, "cat"), (4, "cat"), (6, "cat"), (2, "dog"), (2, "gone"), (2, "alone")]),
+        (second, [(2, "cat"), (4, "cat"), (8, "cat"), (3, "dog"), (2, "gone")]),
+    ):
+        for step, name in samples:
+            add_sample(run, step, name, base="00000000" if (run, name) == (second, "dog") else "0123abcd")
+    (second.path / "samples/step-000002-gone.mp4").unlink()
+    found = [(pair.name, pair.first.step, pair.second.step, pair.is_alike) for pair in side_by_side(first, second)]
+    assert found == [("cat", 4, 4, True), ("dog", 2, 3, False)]
+
+
+def test_a_sample_outside_its_run_is_none(config, tmp_path):
+    run = RunFolder.create(config.output_dir, config)
+    (config.output_dir / "secret.mp4").write_bytes(b"")
+    for path in ("../secret.mp4", str(config.output_dir / "secret.mp4"), "samples/none.mp4"):
+        assert sample_file(run, SampleSaved(step=1, path=path, prompt="")) is None
+
+
+def test_a_run_is_found_by_the_beginning_of_its_name(config):
+    runs = [RunFolder.create(config.output_dir, config) for _ in range(2)]
+    assert find_run(config.output_dir, runs[0].name) == runs[0]
+    assert find_run(config.output_dir, runs[1].name[:-1]) == runs[1]
+    for name, said in (("2", "begins several"), ("", "is no run"), ("..", "is no run"), ("x" * 300, "is no run")):
+        with pytest.raises(ConfigError, match=said):
+            find_run(config.output_dir, name)
+
+
+def test_the_command_line_shows_compares_and_hands_on(trained, config, run, tmp_path, capsys):
+    def said(*arguments, code=0):
+        assert main(["runs", *map(str, arguments), "--runs", str(config.output_dir)]) == code
+        return capsys.readouterr()
+
+    other = run(replace(config, seed=8))
+    listed = said("list").out.splitlines()
+    assert [trained.name in line for line in listed] == [False, False, True]
+    assert "4 of 4" in listed[2]
+    shown = said("show", trained.name).out
+    assert "Checkpoint: step 4 · whole" in shown
+    assert "  learning_rate: 0.01" in shown
+    assert "  seed  " not in said("diff", trained.name, trained.name).out
+    assert said("diff", trained.name, other.name).out.splitlines()[-1].split() == ["seed", "7", "8"]
+    assert "every key landed" in said("export", trained.name, "--layout", "comfyui", "--into", tmp_path / "lora").out
+    assert said("csv", trained.name, "--out", tmp_path / "steps.csv").out.strip() == str(tmp_path / "steps.csv")
+    assert said("card", trained.name, "--into", tmp_path / "card").out.strip() == str(tmp_path / "card/README.md")
+    assert "is no run in" in said("show", "nothing", code=1).err
+
+
+def test_the_command_line_continues_and_deletes(trained, config, capsys, monkeypatch):
+    folder = ["--runs", str(config.output_dir)]
+    assert main(["runs", "continue", trained.name, *folder]) == 1
+    assert "Give --from-step to go on from a checkpoint." in capsys.readouterr().err
+    assert main(["runs", "continue", trained.name, "--from-step", "2", *folder]) == 0
+    (branch,) = [run for run in list_runs(config.output_dir) if run.name != trained.name]
+    assert branch.snapshot().losses == trained.snapshot().losses
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["runs", "delete", branch.name, *folder]) == 1
+    assert capsys.readouterr().err.endswith("Give --yes.\n")
+    assert branch.path.is_dir()
+    assert main(["runs", "delete", branch.name, "--yes", *folder]) == 0
+    assert list_runs(config.output_dir) == (trained,)

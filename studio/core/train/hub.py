@@ -129,7 +129,7 @@ def _upload(run: RunFolder, name: str, files: dict[str, Path], is_private: bool)
             f"The hub refused the upload to {name} (status {status}): {' '.join(what.split())[:300]}",
             f"Check the name and that the token may write (`hf auth whoami`), {again}",
         ) from error
-    except ValueError as error:
+    except (ValueError, KeyError, TypeError) as error:
         what = " ".join(str(error).split())[:300]
         raise UploadError(f"The hub takes no upload to {name}: {what}", f"Give another name, {again}") from error
     except (HTTPError, OSError, RuntimeError) as error:

@@ -66,21 +66,6 @@ class RunFigures:
     """The newest sample that is there."""
 
 
-@dataclass(slots=True)
-class FiguresCache:
-    """Figures of runs; those of a run are read again once its events or its lock have changed."""
-
-    _held: dict[Path, tuple[tuple[Any, ...], RunFigures]] = field(default_factory=dict)
-
-    def of(self, run: RunFolder) -> RunFigures:
-        """As `figures`; what other programs put into the folder meanwhile is not seen."""
-        key = _run_key(run)
-        held = self._held.get(run.path)
-        if held is None or held[0] != key:
-            held = self._held[run.path] = (key, figures(run))
-        return held[1]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointState:
     """A checkpoint as it lies on the disk."""
@@ -89,6 +74,38 @@ class CheckpointState:
     damage: str
     """What is wrong with it, a sentence; empty: it is whole."""
     num_bytes: int
+
+
+@dataclass(slots=True)
+class RunCache:
+    """What is known of runs, read again only once their files have changed."""
+
+    _figures: dict[Path, tuple[tuple[Any, ...], RunFigures]] = field(default_factory=dict)
+    _checkpoints: dict[Path, tuple[tuple[Any, ...], CheckpointState]] = field(default_factory=dict)
+
+    def figures(self, run: RunFolder) -> RunFigures:
+        """As `figures`, anew for new events and another lock; what else comes into the folder is not seen."""
+        key = _run_key(run)
+        held = self._figures.get(run.path)
+        if held is None or held[0] != key:
+            held = self._figures[run.path] = (key, figures(run))
+        return held[1]
+
+    def checkpoints(self, run: RunFolder) -> tuple[CheckpointState, ...]:
+        """As `checkpoints_of`, a checkpoint anew when one of its files has another size or time."""
+        found = (self._checkpoint(path) for path in reversed(list_checkpoints(run.path / "checkpoints")))
+        return tuple(checkpoint for checkpoint in found if checkpoint)
+
+    def _checkpoint(self, path: Path) -> CheckpointState | None:
+        try:
+            key = tuple(sorted((file.name, *_file_key(file)) for file in path.iterdir()))
+        except FileNotFoundError:
+            # The run that lives has pruned it.
+            return None
+        held = self._checkpoints.get(path)
+        if held is None or held[0] != key:
+            held = self._checkpoints[path] = (key, _checkpoint_state(path))
+        return held[1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,13 +200,32 @@ def side_by_side(first: RunFolder, second: RunFolder) -> tuple[SamplePair, ...]:
 
 def differences(first: RunConfig, second: RunConfig) -> tuple[Difference, ...]:
     """The settings in which two configurations differ, in the order of their keys."""
-    before, after = _by_key(first), _by_key(second)
+    before, after = settings_of(first), settings_of(second)
     keys = sorted(before.keys() | after.keys())
     return tuple(
         Difference(key=key, first=before.get(key), second=after.get(key))
         for key in keys
         if before.get(key) != after.get(key)
     )
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Every setting of a run by its key, in SimpleTuner's words, as `differences` names them."""
+    names = {rule.field: key for key, rule in CONFIG_KEYS.items() if isinstance(rule, Honoured)}
+    of_dataset = {rule.field: key for key, rule in DATASET_KEYS.items() if isinstance(rule, Honoured)} | {
+        rule.field: f"video.{key}" for key, rule in VIDEO_KEYS.items() if isinstance(rule, Honoured)
+    }
+    found: dict[str, Any] = {}
+    for section, value in run_config_to_json(config).items():
+        for member, item in value.items() if isinstance(value, dict) else [(section, value)]:
+            path = f"{section}.{member}" if isinstance(value, dict) else f"run.{member}"
+            if path != "data.datasets":
+                found[_NAMES.get(path) or names.get(path) or path.removeprefix("run.")] = item
+    for dataset in run_config_to_json(config)["data"]["datasets"]:
+        for member, item in dataset.items():
+            key = of_dataset.get(f"dataset.{member}") or _NAMES.get(member, member)
+            found[f"{dataset['id']}.{key}"] = item
+    return found
 
 
 def delete_run(run: RunFolder) -> None:
@@ -276,11 +312,16 @@ def write_csv(run: RunFolder, file: Path) -> None:
 
 def _run_key(run: RunFolder) -> tuple[Any, ...]:
     """Changes with whatever changes the figures of a run."""
+    return (*_file_key(run.path / EVENTS_FILE), is_locked(run.path / LOCK_FILE))
+
+
+def _file_key(path: Path) -> tuple[int, int]:
+    """Time and size of a file; zeros where there is none."""
     try:
-        events = (run.path / EVENTS_FILE).stat()
+        state = path.stat()
     except FileNotFoundError:
-        return (is_locked(run.path / LOCK_FILE),)
-    return events.st_mtime_ns, events.st_size, is_locked(run.path / LOCK_FILE)
+        return 0, 0
+    return state.st_mtime_ns, state.st_size
 
 
 def _began(run: RunFolder) -> float:
@@ -288,7 +329,7 @@ def _began(run: RunFolder) -> float:
     try:
         return datetime.strptime(run.name[:15], "%Y%m%d-%H%M%S").replace(tzinfo=UTC).timestamp()
     except ValueError:
-        return (run.path / CONFIG_FILE).stat().st_mtime
+        return _file_key(run.path / CONFIG_FILE)[0] / 1e9
 
 
 def _checkpoint_state(path: Path) -> CheckpointState:
@@ -307,22 +348,4 @@ def _samples_by_name(run: RunFolder) -> dict[str, dict[int, SampleSaved]]:
         name = re.fullmatch(r"step-\d+-(.+)\.mp4", Path(sample.path).name)
         if name and sample_file(run, sample):
             found.setdefault(name[1], {})[sample.step] = sample
-    return found
-
-
-def _by_key(config: RunConfig) -> dict[str, Any]:
-    names = {rule.field: key for key, rule in CONFIG_KEYS.items() if isinstance(rule, Honoured)}
-    of_dataset = {rule.field: key for key, rule in DATASET_KEYS.items() if isinstance(rule, Honoured)} | {
-        rule.field: f"video.{key}" for key, rule in VIDEO_KEYS.items() if isinstance(rule, Honoured)
-    }
-    found: dict[str, Any] = {}
-    for section, value in run_config_to_json(config).items():
-        for member, item in value.items() if isinstance(value, dict) else [(section, value)]:
-            path = f"{section}.{member}" if isinstance(value, dict) else f"run.{member}"
-            if path != "data.datasets":
-                found[_NAMES.get(path) or names.get(path) or path.removeprefix("run.")] = item
-    for dataset in run_config_to_json(config)["data"]["datasets"]:
-        for member, item in dataset.items():
-            key = of_dataset.get(f"dataset.{member}") or _NAMES.get(member, member)
-            found[f"{dataset['id']}.{key}"] = item
     return found
