@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import webbrowser
+from collections.abc import Callable
 from typing import Any
 
 import fastapi
@@ -20,11 +21,11 @@ from studio.core.errors import ConfigError, StudioError
 from studio.core.model.load import ModelBundle, resolve_device
 from studio.ui import markup
 from studio.ui.dataset_tab import build_dataset_tab
-from studio.ui.runs_tab import build_runs_tab
+from studio.ui.runs_tab import RunsTab, build_runs_tab
 from studio.ui.sample_tab import build_sample_tab
 from studio.ui.settings import AppSettings
 from studio.ui.theme import CSS, HEAD, studio_theme
-from studio.ui.train_tab import POLL_SECONDS, build_train_tab
+from studio.ui.train_tab import POLL_SECONDS, Seen, build_train_tab
 from studio.ui.workshop import Workshop
 from studio.view.terminal import write
 from studio.view.words import LANGUAGES, Language, Words, words
@@ -80,6 +81,8 @@ def build_app(
             restored.then(**train.watch)
             train.clips.click(lambda: gr.Tabs(selected="dataset"), None, tabs, **quiet)
             train.clips.click(dataset.find, dataset.path, dataset.find_outputs, **{**quiet, "queue": True})
+            opened = [tabs, *runs.open_outputs]
+            train.chart.click(_opens_checkpoint(runs), train.seen, opened, **quiet)
             runs_room.select(runs.refresh, runs.refresh_inputs, runs.outputs, **quiet)
             for other in (dataset_room, train_room, sample_room):
                 other.select(runs.leave, None, runs.timer, **quiet)
@@ -197,6 +200,18 @@ def _address(settings: AppSettings, language: Language) -> str:
 def _language_links(settings: AppSettings, here: Language) -> list[tuple[str, str, str, bool]]:
     """(code, name, address, is this one) of every language."""
     return [(code, name, _address(settings, code).rstrip("/") + "/", code == here) for code, name in LANGUAGES.items()]
+
+
+def _opens_checkpoint(runs: RunsTab) -> Callable[..., list[Any]]:
+    """What a press on the mark of a checkpoint does: its run is shown in the room Runs."""
+
+    def open_checkpoint(last: Seen | None, event: gr.EventData) -> list[Any]:
+        step = event._data.get("checkpoint")
+        if last is None or last.standing.run is None or not isinstance(step, int):
+            return [gr.skip()] * (1 + len(runs.open_outputs))
+        return [gr.Tabs(selected="runs"), *runs.open_run(last.standing.run.name, step)]
+
+    return open_checkpoint
 
 
 def _chips(shop: Workshop, w: Words) -> list[tuple[str, str]]:

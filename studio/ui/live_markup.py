@@ -46,7 +46,7 @@ def run_status(
     if state.is_live:
         pending = [w(f"train.asked_{request}") for request in _ASKED if request in asked]
         if state is RunState.PAUSED:
-            pending = [w("train.paused"), *(w(f"train.asked_{r}") for r in asked if r is Request.SAMPLE)]
+            pending = [w("train.asked_sample_paused") if Request.SAMPLE in asked else w("train.paused")]
         if pending:
             parts.append(f"<p class='pending' role='status'>{escape(' '.join(pending))}</p>")
     if line := held_out_line(snapshot, w):

@@ -255,6 +255,7 @@ TEXTS = {
     "train.asked_pause": "It pauses after this step…",
     "train.asked_save": "A checkpoint after this step…",
     "train.asked_sample": "Samples after this step…",
+    "train.asked_sample_paused": "Samples are being rendered…",
     "train.paused": "The run waits. The device is free: try something in Sample.",
     "train.held_out_alone": "Held-out loss {loss}.",
     "train.held_out_same": "Held-out loss {loss}, as the base model's.",

@@ -253,6 +253,7 @@ TEXTS = {
     "train.asked_pause": "Hará una pausa tras este paso…",
     "train.asked_save": "Un punto de control tras este paso…",
     "train.asked_sample": "Muestras tras este paso…",
+    "train.asked_sample_paused": "Se están generando las muestras…",
     "train.paused": "El entrenamiento espera. El dispositivo está libre: prueba algo en Generar.",
     "train.held_out_alone": "Pérdida en los clips apartados: {loss}.",
     "train.held_out_same": "Pérdida en los clips apartados: {loss}, igual que el modelo base.",
