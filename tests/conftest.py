@@ -10,6 +10,10 @@ from studio.core.config import ModelConfig
 from studio.core.data.shapes import BASE_MOTIONS, EFFECT, draw_clips, random_scenes, to_uint8
 from studio.core.model.load import load_bundle
 
+# One thread a process: the files run side by side, and threads that outnumber the cores wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def leave_the_home_alone(tmp_path_factory):
