@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from studio.cli_runs import add_runs_command
 from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
-from studio.view.terminal import SampleBar, TrainBar, print_problems, print_report, print_sum
+from studio.view.terminal import SampleBar, TrainBar, print_preflight, print_problems, print_report, print_sum
 
 if TYPE_CHECKING:
     from studio.core.events import SampleEvent
@@ -264,6 +264,7 @@ def _train(options: argparse.Namespace) -> int:
     from studio.core.model.load import load_bundle
     from studio.core.runlog import RunState, newest_unfinished
     from studio.core.train.job import run_inline
+    from studio.core.train.preflight import preflight
 
     _quiet_libraries()
     project, report = _checked(options.config)
@@ -273,6 +274,11 @@ def _train(options: argparse.Namespace) -> int:
     print_problems(report)
     resume = newest_unfinished(project.run.output_dir, project.run.data) if options.resume else None
     config = resume.config() if resume else project.run
+    if not resume:
+        plan = preflight(config, report)
+        print_preflight(plan)
+        if not plan.is_ok:
+            return USER_ERROR
     bar = TrainBar()
     folder = run_inline(
         config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(),

@@ -1,4 +1,4 @@
-"""The left column of the room Train: what a run will do and take, and the few settings that matter."""
+"""The left column of the room Train: what a run will do and take, the few settings that matter, and all of them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import Any
 import gradio as gr
 
 from studio.core.config import LoraSettings, RunConfig
-from studio.core.errors import StudioError
-from studio.core.model.load import resolve_device
-from studio.core.types import DatasetReport
-from studio.ui import markup
+from studio.core.errors import CheckStopped, ConfigError, StudioError
+from studio.core.remedy import CONFIG_NAME, Setting
+from studio.core.settings_text import SettingsText
+from studio.core.simpletuner import read_texts
+from studio.core.train.preflight import preflight
+from studio.core.train.retry import concrete
+from studio.core.types import DatasetReport, Severity
+from studio.ui import markup, plan_markup
+from studio.ui.follow import Step
+from studio.ui.measure_panel import Measured, build_measure_panel
+from studio.ui.settings_editor import build_settings_editor, key_rows, put_into, texts_in_use, use_texts
 from studio.ui.workshop import Opened, Workshop
 from studio.view.words import Words
 
@@ -24,81 +31,183 @@ class PlanPanel:
     fields: list[Any]
     """What `config` takes after the path."""
     config: Callable[..., tuple[RunConfig, DatasetReport]]
-    """config(path, *fields): what a run would be, with the fields of the page. Raises StudioError."""
+    """config(path, *fields): what a run would be, with the fields of the page. Raises StudioError where it may not
+    start.
+    """
     show: Callable[[str | None], list[Any]]
     """show(path) -> updates for `outputs`."""
     outputs: list[Any]
     can_start: Callable[[str | None], bool]
-    """can_start(path): a dataset is open, and nothing in it blocks."""
+    """can_start(path): a dataset is open, and nothing in it or in the plan blocks."""
 
 
 def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     """Lays the column out, where it is called, and connects it; `path` holds that of the open dataset."""
+    blocked: dict[str | None, bool] = {}
     plan = gr.HTML(markup.empty_state(w("train.empty")), elem_id="plan")
-    fit = gr.HTML(elem_id="fit")
-    measure = gr.Button(w("train.measure"), size="sm", visible=False, elem_id="measure")
+    measuring, connect_measuring = build_measure_panel(workshop, w)
+    message = gr.HTML(elem_id="plan-message")
     with gr.Group(visible=False) as settings:
-        with gr.Row():
-            steps = gr.Number(
-                label=w("train.steps"), info=w("train.steps_help"), precision=0, minimum=1, elem_id="steps"
-            )
-            rate = gr.Number(label=w("train.learning_rate"), info=w("train.learning_rate_help"), minimum=0)
-        with gr.Row():
-            rank = gr.Number(label=w("train.rank"), info=w("train.rank_help"), precision=0, minimum=1)
-            batch = gr.Number(label=w("train.batch"), info=w("train.batch_help"), precision=0, minimum=1)
-        seed = gr.Number(label=w("train.seed"), info=w("train.seed_help"), precision=0, minimum=0)
-    fields = [steps, rate, rank, batch, seed]
-    outputs = [plan, fit, measure, settings, *fields]
+        fields = _fields(w)
+    with gr.Column(visible=False) as all_settings:
+        editor = build_settings_editor(workshop, w, path)
+    outputs = [plan, measuring.fit, measuring.measure, measuring.mend, message, settings, all_settings,
+               measuring.known, *fields, *editor.codes, *editor.told, editor.table]  # fmt: skip
+
+    def draw(target: str | None, config: RunConfig, report: DatasetReport, known: Measured | None) -> str:
+        """The plan; whether it blocks is noted."""
+        found = preflight(config, report, fit=known and known.of(config), snapshot=workshop.snapshot)
+        blocked[target] = not found.is_ok
+        return plan_markup.plan_card(found, w)
 
     def can_start(target: str | None) -> bool:
         opened = workshop.opened.get(target or "")
-        return opened is not None and opened.report.is_ok and opened.num_ready > 0
+        is_ready = opened is not None and opened.report.is_ok and opened.num_ready > 0
+        return is_ready and not blocked.get(target)
+
+    def config_to_start(target: str | None, *values: Any) -> tuple[RunConfig, DatasetReport]:
+        config, report = run_config(workshop, target, values, w)
+        for issue in preflight(config, report, snapshot=workshop.snapshot).issues:
+            if issue.severity is Severity.ERROR:
+                raise ConfigError(issue.message, issue.remedy)
+        return config, report
 
     def show(target: str | None) -> list[Any]:
         opened = workshop.opened.get(target or "")
-        if opened is None:
-            return [gr.skip()] * len(outputs)
-        run = opened.project.run
-        values = [planned_steps(run, opened), run.optim.learning_rate, run.lora.rank]
-        values += [run.data.train_batch_size, run.seed]
-        shown = gr.update(visible=True)
-        return [_plan(workshop, opened, values[0], values[3], values[2], w), "", shown, shown, *values]
+        return [gr.skip()] * len(outputs) if opened is None else shown(target, opened)
 
-    def update(target: str | None, *values: Any) -> Any:
+    def shown(target: str | None, opened: Opened) -> list[Any]:
+        """Updates of everything, from the settings in use."""
+        values, texts = few_values(opened.project.run, opened), texts_in_use(opened)
+        config, report = run_config(workshop, target, tuple(values), w)
+        visible, hidden = gr.update(visible=True), gr.update(visible=False)
+        return [
+            draw(target, config, report, None), "", visible, hidden, "", visible, visible, None, *values,
+            texts.config, texts.datasets, *editor.check(opened, config, texts.config, texts.datasets),
+            key_rows(opened, "", w),
+        ]  # fmt: skip
+
+    def change_field(
+        target: str | None, known: Measured | None, config: str | None, datasets: str | None, *values: Any
+    ) -> list[Any]:
+        """The plan follows a field, and so does the text of the editor."""
         opened = workshop.opened.get(target or "")
         if opened is None or None in values:
-            return gr.skip(), gr.skip()
-        return _plan(workshop, opened, values[0], values[3], values[2], w), ""
+            return [gr.skip()] * 2
+        texts = written(opened, config, datasets)
+        changed = put_into(texts, changes(values, few_values(read(texts, opened), opened)), opened)
+        run, report = run_config(workshop, target, values, w)
+        is_new = changed is not None and changed != texts
+        return [draw(target, run, report, known), changed.config if changed and is_new else gr.skip()]
 
-    def measure_fit(
-        target: str | None,
-        *values: Any,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008
-    ) -> Iterator[str]:
-        def say(done: int, total: int) -> None:
-            progress((done, total), w("train.measuring", done=done, total=total))
+    def check_text(target: str | None, config: str | None, datasets: str | None, *values: Any) -> list[Any]:
+        opened = workshop.opened.get(target or "")
+        if opened is None:
+            return [gr.skip()] * len(editor.told)
+        run = None if None in values else run_config(workshop, target, values, w)[0]
+        texts = written(opened, config, datasets)
+        return editor.check(opened, run, texts.config, texts.datasets)
 
-        # The progress is drawn over what is there, and has the height of that.
-        yield "<div class='progress-room'></div>"
-        progress(0, w("sample.loading"))
+    def told(html: str) -> list[Any]:
+        return [html if output is message else gr.skip() for output in outputs]
+
+    def say(step: Step) -> list[Any]:
+        return told(markup.progress(w("settings.checking", done=step.done, total=step.total), step.share))
+
+    def using(request: gr.Request, target: str | None, opened: Opened, texts: SettingsText) -> Iterator[list[Any]]:
+        """Takes the texts into use, and shows what is in use then."""
         try:
-            config, report = run_config(workshop, target, values, w)
-            yield markup.fit_card(workshop.measure(config, report, say), config.optim.max_train_steps, w)
+            now = yield from use_texts(workshop, opened, texts, workshop.begin(request.session_hash), say)
+        except CheckStopped:
+            yield told(markup.note(w("settings.stopped")))
         except StudioError as error:
-            yield markup.failure(error, w)
+            yield told(markup.failure(error, w))
+        else:
+            yield shown(target, now)
 
-    for field in fields:
-        field.change(
-            update, [path, *fields], [plan, fit], queue=False, show_progress="hidden", api_visibility="private"
-        )
-    measure.click(measure_fit, [path, *fields], fit, concurrency_id="gpu", api_visibility="private")
-    return PlanPanel(
-        fields=fields,
-        config=lambda target, *values: run_config(workshop, target, values, w),
-        show=show,
-        outputs=outputs,
-        can_start=can_start,
-    )
+    def use(request: gr.Request, target: str | None, config: str | None, datasets: str | None) -> Iterator[list[Any]]:
+        opened = workshop.opened.get(target or "")
+        if opened is not None:
+            yield from using(request, target, opened, written(opened, config, datasets))
+
+    def use_mend(
+        request: gr.Request, target: str | None, known: Measured | None, config: str | None, datasets: str | None
+    ) -> Iterator[list[Any]]:
+        """What would make the measured run fit becomes part of the settings in use."""
+        opened = workshop.opened.get(target or "")
+        if opened is None or known is None or known.fit.change is None:
+            return
+        settings = concrete(known.fit.change.settings, known.config, opened.report.pairs)
+        changed = put_into(written(opened, config, datasets), settings, opened)
+        if changed is None:
+            changed = put_into(texts_in_use(opened), settings, opened) or texts_in_use(opened)
+        yield from using(request, target, opened, changed)
+
+    def back(request: gr.Request, target: str | None) -> list[Any]:
+        """The files are read again."""
+        try:
+            workshop.open(target or "", None, workshop.begin(request.session_hash).is_set)
+        except StudioError as error:
+            return told(markup.failure(error, w))
+        return show(target)
+
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    live: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
+    gr.on(
+        [field.change for field in fields], change_field, [path, measuring.known, *editor.codes, *fields],
+        [plan, editor.codes[0]], **live,
+    )  # fmt: skip
+    gr.on([code.change for code in editor.codes], check_text, [path, *editor.codes, *fields], editor.told, **live)
+    editor.use.click(use, [path, *editor.codes], outputs, **quiet)
+    editor.back.click(back, path, outputs, **quiet)
+    measuring.mend.click(use_mend, [path, measuring.known, *editor.codes], outputs, **quiet)
+    connect_measuring(path, fields, plan, lambda target, *values: run_config(workshop, target, values, w), draw)
+    return PlanPanel(fields=fields, config=config_to_start, show=show, outputs=outputs, can_start=can_start)
+
+
+def _fields(w: Words) -> list[Any]:
+    """Steps, learning rate, rank, batch size and seed."""
+
+    def number(name: str, *, whole: bool = True, least: int = 1) -> gr.Number:
+        label, info = w(f"train.{name}"), w(f"train.{name}_help")
+        return gr.Number(
+            label=label, info=info, precision=0 if whole else None, minimum=least, elem_id=name.replace("_", "-")
+        )  # fmt: skip
+
+    with gr.Row():
+        steps, rate = number("steps"), number("learning_rate", whole=False, least=0)
+    with gr.Row():
+        rank, batch = number("rank"), number("batch")
+    return [steps, rate, rank, batch, number("seed", least=0)]
+
+
+KEYS = ("max_train_steps", "learning_rate", "lora_rank", "train_batch_size", "seed")
+"""Of the fields."""
+
+
+def few_values(run: RunConfig, opened: Opened) -> list[Any]:
+    """What the fields show of a run."""
+    return [
+        planned_steps(run, opened), run.optim.learning_rate, run.lora.rank, run.data.train_batch_size, run.seed
+    ]  # fmt: skip
+
+
+def changes(values: tuple[Any, ...], shown: list[Any]) -> list[Setting]:
+    """The settings in which the fields differ from what is written."""
+    return [
+        (CONFIG_NAME, key, value) for key, value, old in zip(KEYS, values, shown, strict=True) if value != old
+    ]  # fmt: skip
+
+
+def written(opened: Opened, config: str | None, datasets: str | None) -> SettingsText:
+    """What the editor holds; before a browser has drawn it, that is nothing, and the settings in use hold."""
+    in_use = texts_in_use(opened)
+    return SettingsText(in_use.config if config is None else config, in_use.datasets if datasets is None else datasets)
+
+
+def read(texts: SettingsText, opened: Opened) -> RunConfig:
+    """The run that texts in the place of the files of a project make."""
+    return read_texts(texts.config, texts.datasets, opened.project.written).run
 
 
 def planned_steps(run: RunConfig, opened: Opened) -> int:
@@ -112,7 +221,7 @@ def planned_steps(run: RunConfig, opened: Opened) -> int:
 def run_config(
     workshop: Workshop, target: str | None, values: tuple[Any, ...], w: Words
 ) -> tuple[RunConfig, DatasetReport]:
-    """The project's configuration with the fields of the page, and what was checked. Raises StudioError."""
+    """The settings in use with the fields of the page, and what was checked. Raises StudioError."""
     opened = workshop.opened.get(target or "")
     if opened is None:
         raise StudioError(w("train.empty"), "")
@@ -135,23 +244,3 @@ def run_config(
 def with_rank(lora: LoraSettings, rank: int) -> LoraSettings:
     """The project's adapter with this rank; an alpha that was equal to the rank stays so."""
     return replace(lora, rank=rank, alpha=float(rank) if lora.alpha == lora.rank else lora.alpha)
-
-
-def _plan(workshop: Workshop, opened: Opened, steps: float, batch: float, rank: float, w: Words) -> str:
-    """What a run with these settings will do."""
-    pace = workshop.pace(opened.model)
-    estimate = w("train.time_estimate", time=w.duration(pace * steps)) if pace else w("train.time_unknown")
-    held = sum(pair.is_ready for pair in opened.report.pairs) - opened.num_ready
-    passes = steps * batch / max(1, opened.num_ready)
-    rows = [
-        (w("train.what_pairs"), str(opened.num_ready)),
-        *([(w("train.what_held"), str(held))] if held else []),
-        (w("train.what_steps"), f"{steps:.0f}"),
-        (w("train.what_passes"), w.number(passes, 1)),
-        (w("train.what_model"), opened.model.source),
-        (w("train.what_device"), str(resolve_device(opened.model.device)).upper()),
-        (w("train.what_time"), estimate),
-        (w("train.what_result"), w("train.result", rank=f"{rank:.0f}")),
-    ]
-    title = f"<h3 class='heading'>{w('train.what')}</h3>"
-    return title + markup.facts(rows) + ("" if opened.report.is_ok else markup.note(w("train.blocked")))

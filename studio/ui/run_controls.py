@@ -14,6 +14,7 @@ from studio.core.runlog import RunFolder, RunSnapshot, RunState
 from studio.core.train.checkpoint_files import list_checkpoints
 from studio.core.train.requests import Request
 from studio.ui import live_markup, markup
+from studio.ui.mend_run import mend_button, mend_run
 from studio.ui.plan_panel import PlanPanel
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
@@ -63,6 +64,7 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
         status = gr.HTML(markup.note(w("train.head")), elem_id="run-status")
         with gr.Column(scale=0, min_width=304):
             main = gr.Button(w("train.start"), variant="primary", interactive=False, elem_id="train")
+            mend = gr.Button("", variant="primary", visible=False, elem_id="train-mend")
             again = gr.Button(w("train.again"), visible=False, elem_id="train-again")
             with gr.Row(visible=False, elem_classes="small-row") as small:
                 pause = gr.Button(w("train.pause"), size="sm", min_width=88, elem_id="pause")
@@ -96,6 +98,7 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
                 interactive=can_press,
                 variant="stop" if standing.action is Action.STOP else "primary",
             ),
+            mend_button(workshop, run, snapshot, w),
             gr.update(visible=standing.action is Action.CONTINUE, interactive=can_start),
             gr.update(visible=state.is_live),
             gr.update(value=w("train.continue" if Request.PAUSE in asked else "train.pause"), visible=state.is_live),
@@ -106,7 +109,7 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
     def clear(can_start: bool) -> list[Any]:
         hidden = gr.update(visible=False)
         main_button = gr.update(value=w("train.start"), interactive=can_start, variant="primary")
-        return [markup.note(w("train.head")), main_button, hidden, hidden, *[gr.skip()] * 3]
+        return [markup.note(w("train.head")), main_button, hidden, hidden, hidden, *[gr.skip()] * 3]
 
     def label(standing: Standing, snapshot: RunSnapshot) -> str:
         if standing.action is Action.CONTINUE and standing.run is not None:
@@ -146,6 +149,9 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
 
             return asking
 
+        def mend_it(run: RunFolder, _: Standing) -> None:
+            mend_run(workshop, run)
+
         def pause_or_go_on(run: RunFolder, shown: Standing) -> None:
             (workshop.go_on if Request.PAUSE in shown.asked else workshop.pause)(run)
 
@@ -158,11 +164,19 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
                 lambda target, *values: told(lambda: press(plan, NO_RUN, target, values)),
                 [path, *plan.fields], message, **quiet,
             ),
+            mend.click(
+                lambda last, target: [ask(mend_it)(last), *plan.show(target)],
+                [seen, path], [message, *plan.outputs], **quiet,
+            ),
             pause.click(ask(pause_or_go_on), seen, message, queue=False, **quiet),
             sample.click(ask(lambda run, _: workshop.sample_now(run)), seen, message, queue=False, **quiet),
             save.click(ask(lambda run, _: workshop.save_now(run)), seen, message, queue=False, **quiet),
         ]  # fmt: skip
 
     return RunControls(
-        outputs=[status, main, again, small, pause, sample, save], look=look, show=show, clear=clear, connect=connect
+        outputs=[status, main, mend, again, small, pause, sample, save],
+        look=look,
+        show=show,
+        clear=clear,
+        connect=connect,
     )

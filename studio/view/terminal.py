@@ -32,6 +32,7 @@ from studio.core.events import (
 from studio.core.runlog import RunSnapshot
 from studio.core.train.overfit import overfitting
 from studio.core.types import DatasetReport, Issue, Pair, Severity
+from studio.view.plan import plan_rows
 from studio.view.progress import fit_rows, fit_verdict, prediction, reality
 from studio.view.verdicts import summary_parts, verdict_of
 from studio.view.words import Words, words
@@ -39,6 +40,7 @@ from studio.view.words import Words, words
 if TYPE_CHECKING:
     from studio.core.data.mend.types import MendKind, MendPlan, PlannedClip
     from studio.core.train.fit import Fit
+    from studio.core.train.preflight import Preflight
 
 MEND_OPTIONS = {
     "start_frames": "--start-frames",
@@ -107,6 +109,19 @@ def print_fit(fit: Fit) -> None:
         numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
         write("  ".join((row[0].ljust(widths[0]), *numbers)))
     write(f"{fit_verdict(fit, w)} {fit.change or ''}".rstrip())
+
+
+def print_preflight(plan: Preflight) -> None:
+    """What a run takes and does, in two columns, and what is wrong with its settings."""
+    w = words("en")
+    rows = plan_rows(plan, w)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        write(f"{name:<{width}}  {value}")
+    if plan.attention:
+        write(f"{'':<{width}}  {plan.attention.reason}")
+    for issue in plan.issues:
+        _print_issue(issue)
 
 
 def print_offer(offered: Mapping[MendKind, Sequence[Pair]]) -> None:

@@ -382,8 +382,7 @@ TEXTS = {
     "plan.mend_use": "Use {change}",
     "settings.title": "All settings",
     "settings.help": (
-        "The two files as they are written. What you change here holds for the next run; the files stay as "
-        "they are."
+        "The two files as they are written. What you change here holds for the next run; the files stay as they are."
     ),
     "settings.use": "Use these settings",
     "settings.back": "Back to the files",

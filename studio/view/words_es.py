@@ -371,8 +371,7 @@ TEXTS = {
     "plan.notices.one": "1 observación",
     "plan.notices.many": "{n} observaciones",
     "plan.blocked": (
-        "El conjunto de datos o sus ajustes tienen errores. Corrígelos en Datos, o corrige los ajustes de "
-        "abajo."
+        "El conjunto de datos o sus ajustes tienen errores. Corrígelos en Datos, o corrige los ajustes de abajo."
     ),
     "plan.loading": "Cargando el modelo…",
     "plan.cancel": "Dejar de medir",
