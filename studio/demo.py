@@ -25,7 +25,8 @@ from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.sample.video import make_folder, write_video
 from studio.core.train.job import run_inline
 from studio.core.types import DatasetReport
-from studio.view.plots import draw_loss, save_figure
+from studio.view.plots import save_figure
+from studio.view.run_figures import draw_run
 from studio.view.sheets import contact_sheet
 from studio.view.terminal import SampleBar, TrainBar, print_report, write
 from studio.view.words import words
@@ -97,7 +98,7 @@ def save_results(out: Path, folder: RunFolder) -> Path:
     snapshot = folder.snapshot()
     assert snapshot.lora is not None
     shutil.copytree(snapshot.lora.parent, out / "lora")
-    save_figure(draw_loss(snapshot.losses, words("en")), out / "loss.png")
+    save_figure(draw_run(snapshot, words("en")), out / "loss.png")
     return out / "lora" / snapshot.lora.name
 
 

@@ -1,8 +1,7 @@
-"""Panels for notebooks: check, train and sample with the app's words and figures."""
+"""Panels for notebooks: check and sample with the app's words and figures."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from html import escape
@@ -11,7 +10,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 
-from studio.core.config import ModelConfig, RunConfig
+from studio.core.config import ModelConfig
 from studio.core.data.check import check_project
 from studio.core.data.decode import read_image
 from studio.core.data.mend import offered_mends
@@ -19,19 +18,15 @@ from studio.core.errors import StudioError
 from studio.core.events import DenoiseStep, SampleDone
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.lora import LoraFile
-from studio.core.runlog import RunFolder, RunSnapshot
 from studio.core.sample.sampler import SampleRequest, sample
-from studio.core.simpletuner import Project, read_project
-from studio.core.train.job import TrainJob
+from studio.core.simpletuner import Project
 from studio.core.types import DatasetReport
 from studio.view.clip_facts import clip_facts
-from studio.view.plots import draw_buckets, draw_loss, figure_png
-from studio.view.progress import attention_line, fit_line, progress_line
+from studio.view.plots import draw_buckets, figure_png
 from studio.view.sheets import dataset_sheet
 from studio.view.verdicts import ICONS, by_gravity, gravest_first, small_buckets, summary_parts
 from studio.view.words import Language, Words, words
 
-POLL_SECONDS = 1.0
 MAX_FIGURES = 100
 """Clips whose figures a check panel holds."""
 
@@ -57,38 +52,6 @@ def check_panel(path: Path | str, *, language: Language = "en", max_pairs: int =
     if counts:
         parts.append(_picture(figure_png(draw_buckets(counts, w, small=small_buckets(report)))))
     return widgets.VBox(parts)
-
-
-def train_panel(
-    project: Path | str | RunConfig,
-    *,
-    steps: int | None = None,
-    output_dir: Path | str = "runs",
-    language: Language = "en",
-    show: Callable[[widgets.VBox], object] | None = None,
-) -> RunFolder:
-    """Trains and draws the curve while it lasts; returns the run when it ends. Interrupting stops it after its step.
-
-    `show` puts the panel on the page (in a notebook, `display`). Raises StudioError.
-    """
-    w = words(language)
-    config = project if isinstance(project, RunConfig) else read_project(Path(project)).run
-    optim = replace(config.optim, max_train_steps=steps) if steps else config.optim
-    config = replace(config, optim=optim, output_dir=Path(output_dir))
-    job = TrainJob(config, lambda: load_bundle(config.model))
-    run = job.start()
-    status, chart = widgets.HTML(), widgets.Image(format="png")
-    if show is not None:
-        show(widgets.VBox([status, chart]))
-    try:
-        while job.is_alive:
-            _draw_run(run.snapshot(), status, chart, w)
-            time.sleep(POLL_SECONDS)
-    except KeyboardInterrupt:
-        job.stop()
-        job.join()
-    _draw_run(run.snapshot(), status, chart, w)
-    return run
 
 
 def sample_panel(
@@ -131,19 +94,6 @@ def sample_panel(
             elif isinstance(event, DenoiseStep):
                 bar.max, bar.value = event.num_steps, event.step
     return bundle
-
-
-def _draw_run(snapshot: RunSnapshot, status: widgets.HTML, chart: widgets.Image, w: Words) -> None:
-    state = f"<b>{escape(w(f'state.{snapshot.state.value}'))}</b> {escape(progress_line(snapshot, w))}"
-    if line := attention_line(snapshot, w):
-        state += f"<br>{escape(line)}"
-    if line := fit_line(snapshot, w):
-        state += f"<br>{escape(line)}"
-    for notice in snapshot.started.notices if snapshot.started else ():
-        state += f"<br>{escape(notice)}"
-    failure = snapshot.failure
-    status.value = f"{state}<br>{escape(failure.message)} <b>{escape(failure.remedy)}</b>" if failure else state
-    chart.value = figure_png(draw_loss(snapshot.losses, w, num_steps=snapshot.num_steps))
 
 
 def _summary(report: DatasetReport, w: Words) -> widgets.HTML:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from studio.core.types import Bucket
-from studio.view.series import MAX_POINTS, smooth, thin
 from studio.view.words import Words
 
 
@@ -42,40 +40,6 @@ DARK = Palette(
 )
 PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204", second="#010206", warn="#010205")
 """Stand-ins that `figure_svg` turns into the page's own colours, so that one figure fits light and dark."""
-
-
-def draw_loss(
-    losses: Sequence[tuple[int, float]],
-    w: Words,
-    *,
-    num_steps: int | None = None,
-    log: bool = False,
-    palette: Palette = LIGHT,
-    size: tuple[float, float] = (7.2, 3.2),
-) -> Figure:
-    """The loss over the steps: each step faint, the smoothed curve strong. Losses that are not finite are left out."""
-    points = [(step, loss) for step, loss in losses if math.isfinite(loss) and (loss > 0 or not log)]
-    figure, axes = _new_figure(palette, size)
-    axes.set_xlabel(w("train.axis_step"), color=palette.muted)
-    axes.set_ylabel(w("train.axis_loss"), color=palette.muted)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-    if log:
-        axes.set_yscale("log")
-    axes.set_xlim(0, max(num_steps or 0, points[-1][0] if points else 0, 1))
-    if points:
-        steps = np.array([step for step, _ in points])
-        values = np.array([loss for _, loss in points])
-        kept = thin(values)
-        axes.plot(steps[kept], values[kept], color=palette.accent, alpha=0.3, linewidth=1, label=w("train.raw"))
-        even = np.unique(np.linspace(0, len(steps) - 1, MAX_POINTS).astype(int))
-        axes.plot(steps[even], smooth(values)[even], color=palette.accent, linewidth=2.2, label=w("train.smooth"))
-        axes.plot(steps[-1], smooth(values)[-1], "o", color=palette.accent, markersize=5)
-        legend = axes.legend(frameon=False, loc="upper right", ncols=2, labelcolor=palette.muted, fontsize=9)
-        legend.set_zorder(5)
-        axes.margins(y=0.18)
-    if points and not log:
-        axes.set_ylim(bottom=0)
-    return figure
 
 
 def draw_buckets(

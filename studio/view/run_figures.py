@@ -21,7 +21,7 @@ from studio.view.plots import LIGHT, Palette, dress
 from studio.view.series import seen, smoothed, thin, with_breaks, within
 from studio.view.words import Words
 
-_MARK_GAP = 9.0
+_MARK_GAP = 12.0
 """Points that lie between two marks of a row at least."""
 _MUCH = 30
 """A series whose largest value is this many times its smallest is drawn on a log scale."""
