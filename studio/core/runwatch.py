@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,12 +29,18 @@ class _Reading:
     """Bytes of the whole lines that were read."""
     events: list[tuple[float, TrainEvent]] = field(default_factory=list)
     snapshot: RunSnapshot | None = None
+    looked: float = 0.0
+    """When, by the monotonic clock."""
 
 
 class RunReader:
-    """Reads runs for whoever watches, in any number of threads; a snapshot of an unchanged run is the same object."""
+    """Reads runs for whoever watches, in any number of threads; a snapshot of an unchanged run is the same object.
 
-    def __init__(self) -> None:
+    `every`: for how many seconds that of a live run is good enough, though the run has gone on.
+    """
+
+    def __init__(self, every: float = 0.0) -> None:
+        self._every = every
         self._readings: OrderedDict[Path, _Reading] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -45,6 +52,10 @@ class RunReader:
             if len(self._readings) > KEPT:
                 self._readings.popitem(last=False)
         with reading.lock:
+            known, now = reading.snapshot, time.monotonic()
+            if known is not None and known.state.is_live and now - reading.looked < self._every:
+                return known
+            reading.looked = now
             return _read(run, reading)
 
 

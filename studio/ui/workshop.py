@@ -95,7 +95,7 @@ class Workshop:
     checks: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a check, by the visitor who asked for it."""
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
-    reader: RunReader = field(default_factory=RunReader)
+    reader: RunReader = field(default_factory=lambda: RunReader(every=0.5))
     drawings: Drawings = field(default_factory=Drawings)
     _bundles: dict[ModelConfig, ModelBundle] = field(default_factory=dict)
     _trained: ModelConfig | None = None

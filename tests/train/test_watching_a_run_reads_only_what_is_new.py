@@ -1,6 +1,7 @@
 """Whoever watches a run again and again is told what its folder says, at the cost of what is new."""
 
 import itertools
+import time
 
 import pytest
 
@@ -84,3 +85,16 @@ def test_what_is_remembered_does_not_grow_with_the_runs(make_run):
         run.append(EVENTS[0])
         reader.snapshot(run)
     assert len(reader._readings) == KEPT
+
+
+def test_a_live_run_is_read_now_and_then_and_its_end_is_seen(make_run):
+    run, reader = make_run(), RunReader(every=0.2)
+    with run.locked():
+        for event in EVENTS[:3]:
+            run.append(event)
+        before = reader.snapshot(run)
+        run.append(step(3))
+        assert reader.snapshot(run) is before
+    time.sleep(0.25)
+    assert reader.snapshot(run).state is RunState.INTERRUPTED
+    assert reader.snapshot(run).step == 3
