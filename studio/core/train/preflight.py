@@ -166,7 +166,7 @@ def preflight(
         remedy = "Free some space, choose another output_dir, or lower checkpoints_total_limit."
         issues.append(_issue(IssueCode.VALUE_INVALID, Severity.ERROR, "output_dir", what, remedy))
     if place := _unwritable(config.output_dir):
-        what = f"output_dir is {config.output_dir}, and {place} may not be written to."
+        what = f"output_dir is {config.output_dir}, and {place} is no folder that may be written to."
         issues.append(_issue(IssueCode.VALUE_INVALID, Severity.ERROR, "output_dir", what, "Choose another folder."))
     depth = shapes and shapes.depth
     issues += _idle(config, num_steps, device, depth, has_held_out=bool(held_out), has_samples=bool(sampled))
@@ -450,9 +450,9 @@ def _idle(
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or what is nearest above it and there."""
     folder = folder.absolute()
-    while not folder.is_dir() and folder != folder.parent:
+    while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder
 
@@ -460,7 +460,7 @@ def _existing(folder: Path) -> Path:
 def _unwritable(folder: Path) -> Path | None:
     """What keeps the folder from being made or written to; None where nothing does."""
     place = _existing(folder)
-    return None if os.access(place, os.W_OK | os.X_OK) else place
+    return None if place.is_dir() and os.access(place, os.W_OK | os.X_OK) else place
 
 
 def _mb(size: int) -> str:
