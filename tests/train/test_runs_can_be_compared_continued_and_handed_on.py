@@ -2,7 +2,6 @@
 
 import csv
 import io
-import random
 from dataclasses import replace
 
 import pytest
@@ -27,7 +26,6 @@ from studio.core.train.runs import (
     find_run,
     sample_file,
     side_by_side,
-    thinned,
     write_csv,
 )
 
@@ -146,17 +144,6 @@ def test_configurations_differ_in_simpletuners_words(config, with_optim):
         Difference(key="seed", first=7, second=8),
     )
     assert differences(config, config) == ()
-
-
-def test_thinned_points_keep_the_extremes_the_ends_and_the_order():
-    draw = random.Random(0)
-    points = [(float(i), draw.random()) for i in range(20_000)]
-    points[7_777], points[12_345] = (7_777.0, 50.0), (12_345.0, -50.0)
-    thin = thinned(points)
-    assert len(thin) <= 1000
-    assert {points[0], points[-1], points[7_777], points[12_345]} <= set(thin)
-    assert list(thin) == sorted(thin)
-    assert thinned(points[:1000]) == tuple(points[:1000])
 
 
 def test_the_series_as_csv(trained, tmp_path):

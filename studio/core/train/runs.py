@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import shutil
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,8 +24,6 @@ from studio.core.train.checkpoint_files import list_checkpoints, verify_checkpoi
 
 RECENT = 50
 """The loss of a run is the mean of this many last steps."""
-
-MAX_POINTS = 1000
 
 _NAMES = {
     "model.source": "pretrained_model_name_or_path",
@@ -268,18 +265,6 @@ def branch_run(run: RunFolder, step: int) -> RunFolder:
     (new.path / EVENTS_FILE).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     new.append(CheckpointSaved(step=step, path=f"checkpoints/{checkpoint.name}"))
     return new
-
-
-def thinned(points: Sequence[tuple[float, float]], limit: int = MAX_POINTS) -> tuple[tuple[float, float], ...]:
-    """At most `limit` of the (x, y) points, in their order: of each part the lowest and the highest, and both ends."""
-    if len(points) <= limit:
-        return tuple(points)
-    inner, num_parts = points[1:-1], (limit - 2) // 2
-    kept = {0, len(points) - 1}
-    for part in range(num_parts):
-        places = range(part * len(inner) // num_parts + 1, (part + 1) * len(inner) // num_parts + 1)
-        kept |= {min(places, key=lambda i: points[i][1]), max(places, key=lambda i: points[i][1])}
-    return tuple(points[i] for i in sorted(kept))
 
 
 def write_csv(run: RunFolder, file: Path) -> None:
