@@ -52,7 +52,7 @@ def build_app(
         with gr.Tabs(selected="dataset") as tabs:
             with gr.Tab(w("tab.dataset"), id="dataset") as dataset_room:
                 dataset = build_dataset_tab(shop, w)
-            train, runs = None, None
+            train, runs, train_room, runs_room = None, None, None, None
             if not settings.is_space:
                 with gr.Tab(w("tab.train"), id="train") as train_room:
                     train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
@@ -68,7 +68,7 @@ def build_app(
         restored = app.load(dataset.reload, None, dataset.outputs, **quiet)
         restored.then(**chips)
         sample.rendered.then(**chips)
-        if train is not None and runs is not None:
+        if train and runs and train_room and runs_room:
             changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
             changed.then(**chips).then(**train.watch)
             dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
