@@ -31,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 from video_bsa import BlockGrid
 
 from studio.core.config import ModelConfig
-from studio.core.data.shapes import COLORS, MOTIONS, SHAPES, draw_clips, random_scenes
+from studio.core.data.shapes import BASE_MOTIONS, COLORS, EFFECT, SHAPES, draw_clips, random_scenes
 from studio.core.geometry import Grid
 from studio.core.model import dit_block
 from studio.core.model.attention import AttentionChoice
@@ -40,6 +40,8 @@ from studio.core.model.flow import add_noise, shift_sigma, velocity_target
 from studio.core.model.load import load_bundle
 
 SEED = 2026
+MOTIONS = (*BASE_MOTIONS, EFFECT)
+"""What the autoencoder sees and the tokenizer has words for; the transformer learns `BASE_MOTIONS` alone."""
 NUM_FRAMES = 17
 SIZES = ((128, 128), (128, 192), (192, 128))
 """(height, width) in pixels, on the 64 px grid."""

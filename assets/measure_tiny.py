@@ -15,7 +15,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -23,99 +23,24 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from studio.bench.learn import Verdict, judge, psnr, render
 from studio.core.config import BasePrecision, ModelConfig
-from studio.core.data.shapes import (
-    BASE_MOTIONS,
-    COLORS,
-    EFFECT,
-    MOTIONS,
-    SHAPES,
-    Scenes,
-    draw_background,
-    draw_clips,
-    random_scenes,
-    to_uint8,
-    track,
-)
+from studio.core.data.shapes import BASE_MOTIONS, EFFECT
 from studio.core.geometry import Grid
 from studio.core.model.attention import AttentionChoice
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.lora import lora_applied
-from studio.core.model.vae import decode_latents, encode_video, frames_to_video, video_to_frames
-from studio.core.sample.denoise import denoise
 from studio.view.plots import LIGHT, save_figure
 
-HELD_OUT_SEED = 777
-"""No training seed: those start at 2026 and are multiplied by a million."""
-BATCH = 8
 PLOTTED = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.9375, 0.95)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Videos:
-    """What was rendered of held-out pairs, uint8."""
-
-    scenes: Scenes
-    starts: np.ndarray
-    """[N, H, W, 3]."""
-    frames: np.ndarray
-    """[N, T, H, W, 3]."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Figures:
-    """Means over the held-out pairs."""
-
-    psnr: float
-    """Decoded first frame against the start frame, dB."""
-    follows: float
-    """Share whose tracked path is that of the caption."""
-    keeps: float
-    """Share that keep shape and colour."""
-
-
-@torch.inference_mode()
-def render(bundle: ModelBundle, motions: Sequence[str], count: int) -> Videos:
-    """Samples `count` held-out pairs at the checkpoint's defaults; the same pairs and noise in every call."""
-    defaults = bundle.defaults
-    generator = torch.Generator().manual_seed(HELD_OUT_SEED)
-    scenes = random_scenes(count, height=defaults.height, width=defaults.width, generator=generator, motions=motions)
-    starts = to_uint8(draw_clips(scenes, 2)[:, :, :1])[:, 0]
-    grid = bundle.grid.latent_grid(defaults.num_frames, defaults.height, defaults.width)
-    captions, videos = scenes.captions(), []
-    for first in range(0, count, BATCH):
-        part = range(first, min(first + BATCH, count))
-        held = torch.cat([encode_video(bundle.vae, frames_to_video(starts[i : i + 1]), generator) for i in part])
-        noise = torch.randn(len(part), held.shape[1], grid.t, grid.h, grid.w, generator=generator)
-        *_, latents = denoise(
-            bundle.dit, bundle.scheduler, noise=noise.to(bundle.device), held=held,
-            prompt=bundle.prompt_encoder.encode([captions[i] for i in part]),
-            negative=bundle.prompt_encoder.encode([""] * len(part)),
-            num_steps=defaults.num_inference_steps, guidance_scale=defaults.guidance_scale,
-        )  # fmt: skip
-        videos += [video_to_frames(decode_latents(bundle.vae, one[None])[0]) for one in latents]
-    return Videos(scenes=scenes, starts=starts, frames=np.stack(videos))
-
-
-def judge(videos: Videos) -> Figures:
-    """Tracks the shape in every video, and names those that missed."""
-    scenes, names, rows = videos.scenes, list(COLORS), []
-    plates = to_uint8(draw_background(scenes).unsqueeze(2))[:, 0]
-    for i, (frames, caption) in enumerate(zip(videos.frames, scenes.captions(), strict=True)):
-        seen = track(frames, plates[i])
-        follows = seen.follows(MOTIONS[scenes.motion[i]])
-        keeps = seen.keeps(names[scenes.color[i]], SHAPES[scenes.shape[i]])
-        if not (follows and keeps):
-            print(f"  missed: {caption} (motion {'kept' if follows else 'lost'}, "
-                  f"shape and colour {'kept' if keeps else 'lost'})")  # fmt: skip
-        rows.append((psnr(frames[0], videos.starts[i]), follows, keeps))
-    first_frame, follows, keeps = np.mean(rows, axis=0)
-    return Figures(psnr=float(first_frame), follows=float(follows), keeps=float(keeps))
-
-
-def psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    """Of uint8 pictures, dB."""
-    return float(10 * np.log10(255**2 / np.square(found.astype(np.float64) - expected).mean()))
+def print_misses(verdicts: Sequence[Verdict]) -> None:
+    """Names the videos that do not do what their caption says."""
+    for verdict in verdicts:
+        if not (verdict.follows and verdict.keeps):
+            print(f"  missed: {verdict.caption} (motion {'kept' if verdict.follows else 'lost'}, "
+                  f"shape and colour {'kept' if verdict.keeps else 'lost'})")  # fmt: skip
 
 
 def seconds_of_one_sample(bundle: ModelBundle) -> float:
@@ -136,8 +61,10 @@ def print_rates(bundle: ModelBundle, lora: Path | None, count: int) -> None:
     print(f"{'':<30}{'start frame':>14}{'motion':>10}{'shape, colour':>16}   ({count} held-out pairs)")
     for label, motions, file in rows:
         with lora_applied(bundle.dit, file) if file else nullcontext():
-            figures = judge(render(bundle, motions, count))
-        print(f"{label:<30}{figures.psnr:>11.1f} dB{figures.follows:>10.0%}{figures.keeps:>16.0%}", flush=True)
+            verdicts = judge(render(bundle, motions, count))
+        print_misses(verdicts)
+        first, follows, keeps = np.mean([(v.first, v.follows, v.keeps) for v in verdicts], axis=0)
+        print(f"{label:<30}{first:>11.1f} dB{follows:>10.0%}{keeps:>16.0%}", flush=True)
 
 
 def print_layers(bundle: ModelBundle, count: int) -> None:

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, TypeVar
 from studio.cli_runs import add_runs_command
 from studio.core.errors import OutOfMemory, StudioError
 from studio.core.simpletuner import read_project
-from studio.view.terminal import SampleBar, TrainBar, print_preflight, print_problems, print_report, print_sum
+from studio.view.terminal import (
+    SampleBar,
+    TrainBar,
+    print_hint,
+    print_preflight,
+    print_problems,
+    print_report,
+    print_sum,
+)
 
 if TYPE_CHECKING:
     from studio.core.events import SampleEvent
@@ -30,6 +38,14 @@ Done = TypeVar("Done")
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
+TRAIN = (
+    "Trains a LoRA. Ctrl-C or SIGTERM stops after the step in hand and saves a checkpoint and the LoRA; a second one "
+    "ends at once, and --resume goes on from the newest checkpoint."
+)
+TRAIN_CODES = (
+    "Exit codes: 0, all steps are done, or the run was stopped and saved; 1, something must be mended first, or the "
+    "run failed; 2, wrong options; 130 and 143, ended at once by a second Ctrl-C or SIGTERM."
+)
 OPTIONS = {
     "base_model_precision": "--precision {}",
     "musubi_blocks_to_swap": "--swap {}",
@@ -90,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     mend.add_argument("--dry-run", action="store_true", help="print what would be written, and write nothing")
     mend.set_defaults(run=_mend)
 
-    train = commands.add_parser("train", help="train a LoRA")
+    train = commands.add_parser("train", help="train a LoRA", description=TRAIN, epilog=TRAIN_CODES)
     train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
     train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this dataset")
     train.set_defaults(run=_train)
@@ -141,10 +157,16 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory")
     sample.set_defaults(run=_sample)
 
-    bench = commands.add_parser("bench", help="time the full-size transformer on this CUDA device, or a check")
+    bench = commands.add_parser("bench", help="times and proofs: at full size on this CUDA device, or anywhere")
     bench.add_argument(
-        "parts", nargs="*", metavar="PART", help="speed, memory and fit (all three when none is named), or check"
-    )
+        "parts", nargs="*", metavar="PART",
+        help="speed, memory, fit (all three when none is named), check, kills, learn, watchers, restarts",
+    )  # fmt: skip
+    bench.add_argument("--times", type=_count, help="kills (default: 200) or restarts (default: 20)")
+    bench.add_argument("--seeds", type=_count, default=3, help="of learn, for each effect (default: 3)")
+    bench.add_argument("--jobs", type=_count, default=1, help="of learn: so many processes at a time (default: 1)")
+    bench.add_argument("--clients", type=_count, default=100, help="of watchers (default: 100)")
+    bench.add_argument("--minutes", type=float, default=10, help="of watchers (default: 10)")
     bench.set_defaults(run=_bench)
 
     add_runs_command(commands)
@@ -280,10 +302,16 @@ def _train(options: argparse.Namespace) -> int:
         if not plan.is_ok:
             return USER_ERROR
     bar = TrainBar()
-    folder = run_inline(
-        config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(),
-        report=None if resume else report, resume=resume,
-    )  # fmt: skip
+    should_stop = _interrupted(signals=(signal.SIGINT, signal.SIGTERM))
+    try:
+        folder = run_inline(
+            config, partial(load_bundle, config.model), on_event=bar.show, should_stop=should_stop,
+            report=None if resume else report, resume=resume,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    print_hint(folder)
     print(f"The run is in {folder.path}")
     return 0 if folder.state() in (RunState.FINISHED, RunState.STOPPED) else USER_ERROR
 
@@ -411,13 +439,18 @@ def with_options(remedy: str) -> str:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from studio.bench import FULL_SIZE, PARTS, run_bench
+    from studio.bench import FULL_SIZE, PARTS, REPORTED, BenchSettings, run_bench
     from studio.core.errors import ConfigError
 
     unknown = [part for part in options.parts if part not in PARTS]
     if unknown:
         raise ConfigError(f"The benchmark has no part {unknown[0]}.", f"Name some of {', '.join(PARTS)}, or none.")
-    run_bench(options.parts or FULL_SIZE)
+    settings = BenchSettings(
+        times=options.times, seeds=options.seeds, jobs=options.jobs, clients=options.clients, minutes=options.minutes
+    )
+    signals = (signal.SIGINT, signal.SIGTERM) if set(options.parts) & set(REPORTED) else ()
+    should_stop = _interrupted("Stopping; what is known by now follows", signals)
+    run_bench(options.parts or FULL_SIZE, settings, should_stop=should_stop)
     return 0
 
 
@@ -433,6 +466,13 @@ def _ui(options: argparse.Namespace) -> int:
     return 0
 
 
+def _count(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return int(text)
+
+
 def _size(text: str | None) -> tuple[int | None, int | None]:
     """(height, width) of `480x832`."""
     from studio.core.errors import ConfigError
@@ -445,16 +485,22 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
     return int(height), int(width)
 
 
-def _interrupted(answer: str = "Stopping after this step") -> Callable[[], bool]:
-    """A question that Ctrl-C answers with yes: work stops, as `answer` tells the user. A second one quits."""
+def _interrupted(
+    answer: str = "Stopping after this step", signals: Sequence[signal.Signals] = (signal.SIGINT,)
+) -> Callable[[], bool]:
+    """A question that Ctrl-C, or another of `signals`, answers with yes: work stops, as `answer` tells the user. The
+    next one quits.
+    """
     stop = threading.Event()
 
     def ask_to_stop(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in signals:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         print(f"\n{answer}; press Ctrl-C again to quit at once.", file=sys.stderr)
         stop.set()
 
-    signal.signal(signal.SIGINT, ask_to_stop)
+    for number in signals:
+        signal.signal(number, ask_to_stop)
     return stop.is_set
 
 

@@ -1,30 +1,69 @@
-"""Times and memory on this machine, each beside what it is to be compared with: of the full-size transformer on a
-CUDA device, and of the check of a thousand clips. `kills` times nothing: it kills a run 200 times.
+"""Times and proofs on this machine: of the full-size transformer on a CUDA device (`speed`, `memory`, `fit`), of the
+check of a thousand clips (`check`), of a run that is killed 200 times (`kills`), of what a LoRA learns (`learn`), of
+the app under many watchers (`watchers`) and under restarts (`restarts`).
 
-The transformer's weights are random: speed and memory hardly depend on their values.
+The full-size transformer's weights are random: speed and memory hardly depend on their values.
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from studio.bench.check import compare_check
 from studio.core.errors import DeviceError
 from studio.view.terminal import write
 
 FULL_SIZE = ("speed", "memory", "fit")
-PARTS = ("check", "kills", *FULL_SIZE)
+REPORTED = ("kills", "watchers", "restarts")
+"""Parts that tell what they have when they are asked to stop."""
+PARTS = ("check", "learn", *REPORTED, *FULL_SIZE)
 
 
-def run_bench(parts: Sequence[str] = FULL_SIZE) -> None:
-    """Prints the tables of these parts. Raises DeviceError when the full size is asked for without a CUDA device."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchSettings:
+    """How much of each part."""
+
+    times: int | None = None
+    """Of `kills`, 200 unless it says otherwise, and of `restarts`, 20."""
+    seeds: int = 3
+    """Of `learn`, as `jobs`: LoRAs that are trained at a time."""
+    jobs: int = 1
+    clients: int = 100
+    """Of `watchers`, as `minutes`."""
+    minutes: float = 10
+
+
+def run_bench(
+    parts: Sequence[str] = FULL_SIZE,
+    settings: BenchSettings | None = None,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Prints the tables of these parts; `should_stop` ends those that are `REPORTED`.
+
+    Raises DeviceError when the full size is asked for without a CUDA device.
+    """
+    chosen = settings or BenchSettings()
     if "check" in parts:
         compare_check()
     if "kills" in parts:
         from studio.bench.kills import bench_kills
 
-        bench_kills()
+        bench_kills(chosen.times or 200, should_stop)
+    if "learn" in parts:
+        from studio.bench.learn import bench_learn
+
+        bench_learn(chosen.seeds, chosen.jobs)
+    if "watchers" in parts:
+        from studio.bench.watchers import bench_watchers
+
+        bench_watchers(chosen.clients, chosen.minutes, should_stop)
+    if "restarts" in parts:
+        from studio.bench.restarts import bench_restarts
+
+        bench_restarts(chosen.times or 20, should_stop)
     if set(parts) & set(FULL_SIZE):
         _bench_full_size(parts)
 

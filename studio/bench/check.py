@@ -90,20 +90,20 @@ def _run(script: str, root: Path) -> _Run:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen([sys.executable, "-c", script, str(root)], env=environment) as process:
         while process.poll() is None:
-            peak = max(peak, _resident(process.pid))
+            peak = max(peak, resident(process.pid))
             time.sleep(_POLL_SECONDS)
     if process.returncode:
         raise RuntimeError(f"a process of the benchmark ended with status {process.returncode}")
     return _Run(time.perf_counter() - started, peak)
 
 
-def _resident(pid: int) -> float:
+def resident(pid: int) -> float:
     """MB that a process and its children hold, shared pages counted in each; 0 where there is no /proc."""
     try:
         children = [int(child) for tasks in Path(f"/proc/{pid}/task").iterdir()
                     for child in (tasks / "children").read_text().split()]  # fmt: skip
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(_resident(child) for child in children)
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(resident(child) for child in children)
     except OSError:
         return 0.0
 

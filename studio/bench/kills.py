@@ -22,11 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
-import torch
-
+from studio.bench.drawn import write_project
 from studio.core.data.digest import file_hash
-from studio.core.data.shapes import EFFECT, draw_clips, random_scenes, to_uint8
 from studio.core.events import StepDone
 from studio.core.runlog import RunFolder, RunState, list_runs
 from studio.view.terminal import write
@@ -36,6 +33,9 @@ STEPS_A_LIFE = 2
 
 LOG = "log.txt"
 """In a project: what its processes print."""
+
+_TOLD_EVERY = 10
+"""Kills between two lines of progress."""
 
 _SECONDS = 120
 """So long a process may take to start, or to end, before it is said to hang; a step may take a tenth of it."""
@@ -52,27 +52,45 @@ class KillReport:
     """Steps that were done again."""
     num_half_written: int
     """Kills that left an unfinished checkpoint behind."""
+    num_steps: int
+    """Steps whose losses were compared."""
     are_losses_equal: bool
-    is_lora_equal: bool
-    is_optimiser_equal: bool
-    is_average_equal: bool
+    is_lora_equal: bool | None
+    """None here and below: the bench was ended before the run."""
+    is_optimiser_equal: bool | None
+    is_average_equal: bool | None
     seconds: float
 
 
-def compare_kills(num_kills: int, folder: Path, *, seed: int = 0) -> KillReport:
+def compare_kills(
+    num_kills: int,
+    folder: Path,
+    *,
+    seed: int = 0,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_kill: Callable[[int, int], None] = lambda kills, half_written: None,
+) -> KillReport:
     """Trains twice in the new `folder`, killing one of the two; accumulation, EMA and both dropouts are on.
+
+    `on_kill` is told how many kills there were, and how many of them left an unfinished checkpoint. Once `should_stop`
+    says so, what there is by then is compared.
 
     Raises RuntimeError when a start fails or hangs.
     """
     started = time.monotonic()
     draw = random.Random(seed)
     num_steps = STEPS_A_LIFE * num_kills
-    calm, killed = (_write_project(folder, name, num_steps) for name in ("calm", "killed"))
+    settings: dict[str, Any] = {
+        "gradient_accumulation_steps": 2, "lora_dropout": 0.1, "use_ema": True, "ema_decay": 0.9,
+        "caption_dropout_probability": 0.3, "lr_scheduler": "cosine", "lr_warmup_steps": 2,
+        "max_train_steps": num_steps, "checkpointing_steps": 2, "checkpoints_total_limit": 3,
+    }  # fmt: skip
+    calm, killed = (write_project(folder / name, **settings) for name in ("calm", "killed"))
     kills = half_written = 0
     with fork_server() as server:
         if server.train(calm).wait(num_steps) != 0:
             raise RuntimeError("The run that nobody kills did not finish.")
-        while kills < num_kills:
+        while kills < num_kills and not should_stop():
             life = server.train(killed)
             before = _step(killed)
             is_saving = draw.random() < 0.5
@@ -82,35 +100,51 @@ def compare_kills(num_kills: int, folder: Path, *, seed: int = 0) -> KillReport:
             life.kill()
             kills += 1
             half_written += any(_run(killed).path.glob("checkpoints/.step-*.part"))
-        if server.train(killed).wait(num_steps) != 0:
+            on_kill(kills, half_written)
+        is_whole = kills == num_kills
+        if is_whole and server.train(killed).wait(num_steps) != 0:
             raise RuntimeError("The run that was killed did not finish.")
     first, second = _run(calm), _run(killed)
     steps = [event.step for _, event in second.events() if isinstance(event, StepDone)]
     replayed = len(steps) - len(set(steps))
     files = ("lora.safetensors", "optim.safetensors", "ema.safetensors")
     last = f"checkpoints/step-{num_steps:06d}"
-    same = [file_hash(first.path / last / name) == file_hash(second.path / last / name) for name in files]
+    same = [is_whole and file_hash(first.path / last / n) == file_hash(second.path / last / n) for n in files]
+    losses = second.snapshot().losses
     return KillReport(
         num_kills=kills,
         num_replayed=replayed,
         num_half_written=half_written,
-        are_losses_equal=first.snapshot().losses == second.snapshot().losses,
-        is_lora_equal=same[0],
-        is_optimiser_equal=same[1],
-        is_average_equal=same[2],
+        num_steps=len(losses),
+        are_losses_equal=first.snapshot().losses[: None if is_whole else len(losses)] == losses,
+        is_lora_equal=same[0] if is_whole else None,
+        is_optimiser_equal=same[1] if is_whole else None,
+        is_average_equal=same[2] if is_whole else None,
         seconds=time.monotonic() - started,
     )
 
 
-def bench_kills(num_kills: int = 200) -> None:
-    """Prints what became of a run that was killed so many times."""
+def bench_kills(num_kills: int, should_stop: Callable[[], bool]) -> None:
+    """Prints what became of a run that was killed so many times, or until `should_stop` said so."""
+    started = time.monotonic()
+
+    def tell(kills: int, half_written: int) -> None:
+        if kills % _TOLD_EVERY == 0:
+            write(f"{kills} kills in {time.monotonic() - started:.0f} s, {half_written} while a checkpoint was written")
+
     with tempfile.TemporaryDirectory() as folder:
-        report = compare_kills(num_kills, Path(folder))
+        report = compare_kills(num_kills, Path(folder), should_stop=should_stop, on_kill=tell)
     write(f"\n{report.num_kills} kills in {report.seconds:.0f} s: {report.num_replayed} steps done again,")
     write(f"{report.num_half_written} half-written checkpoints left behind. Equal bit for bit to the calm run:")
-    write(
-        f"losses {report.are_losses_equal}, LoRA {report.is_lora_equal}, "
-        f"optimiser {report.is_optimiser_equal}, moving average {report.is_average_equal}"
+    write(f"losses of {report.num_steps} steps {report.are_losses_equal}" + _weights(report))
+
+
+def _weights(report: KillReport) -> str:
+    if report.is_lora_equal is None:
+        return "; the bench was ended before the run, so the weights are not compared"
+    return (
+        f", LoRA {report.is_lora_equal}, optimiser {report.is_optimiser_equal}, "
+        f"moving average {report.is_average_equal}"
     )
 
 
@@ -123,9 +157,13 @@ class Life:
 
     def kill(self) -> None:
         """Ends it with SIGKILL. Raises RuntimeError when it had ended by itself, or does not end."""
-        os.kill(self._pid, signal.SIGKILL)
+        self.send(signal.SIGKILL)
         if (status := self.wait()) != -signal.SIGKILL:
             raise RuntimeError(f"The process ended by itself, with {status}.")
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        os.kill(self._pid, number)
 
     def wait(self, num_steps: int = 0) -> int:
         """Its exit code, once it has ended; minus the number of a signal that ended it. Only once.
@@ -230,43 +268,3 @@ def _step(config: Path) -> int:
     runs = list_runs(config.parent / "runs")
     steps = [event.step for _, event in runs[0].events() if isinstance(event, StepDone)] if runs else []
     return len(steps)
-
-
-def _write_project(folder: Path, name: str, num_steps: int) -> Path:
-    """A project of four small clips; returns its config.json. Two projects of a folder share clips and latents."""
-    if not (folder / "clips").exists():
-        _draw_clips(folder)
-    project = folder / name
-    project.mkdir()
-    config: dict[str, Any] = {
-        "model_family": "longcat_video", "pretrained_model_name_or_path": "tiny", "model_type": "lora",
-        "train_batch_size": 1, "gradient_accumulation_steps": 2, "gradient_checkpointing": False,
-        "lora_rank": 8, "lora_dropout": 0.1, "use_ema": True, "ema_decay": 0.9, "caption_dropout_probability": 0.3,
-        "learning_rate": 1e-3, "lr_scheduler": "cosine", "lr_warmup_steps": 2,
-        "max_train_steps": num_steps, "num_train_epochs": 0,
-        "checkpointing_steps": 2, "checkpoints_total_limit": 3, "validation_using_datasets": False,
-        "output_dir": "runs", "data_backend_config": "multidatabackend.json",
-    }  # fmt: skip
-    datasets = [
-        {
-            "id": "clips", "type": "local", "dataset_type": "video", "is_i2v": True,
-            "instance_data_dir": str(folder / "clips"), "caption_strategy": "textfile",
-            "resolution": 64, "resolution_type": "pixel", "video": {"num_frames": 5},
-            "cache_dir_vae": str(folder / "cache"),
-        }
-    ]  # fmt: skip
-    (project / "config.json").write_text(json.dumps(config))
-    (project / "multidatabackend.json").write_text(json.dumps(datasets))
-    return project / "config.json"
-
-
-def _draw_clips(folder: Path) -> None:
-    """Four clips of 5 frames of 64x64 with start frames and captions beside them."""
-    clips = folder / "clips"
-    clips.mkdir(parents=True)
-    scenes = random_scenes(4, height=64, width=64, generator=torch.Generator().manual_seed(0), motions=(EFFECT,))
-    for index, (frames, caption) in enumerate(zip(to_uint8(draw_clips(scenes, 5)), scenes.captions(), strict=True)):
-        clip = clips / f"shape_{index}.mp4"
-        iio.imwrite(clip, frames, fps=15, codec="libx264", macro_block_size=2)
-        iio.imwrite(clip.with_suffix(".png"), frames[0])
-        clip.with_suffix(".txt").write_text(caption)

@@ -29,11 +29,12 @@ from studio.core.events import (
     StepDone,
     TrainEvent,
 )
-from studio.core.runlog import RunSnapshot
-from studio.core.train.overfit import overfitting
+from studio.core.runlog import RunFolder
+from studio.core.train.checkpoint_files import list_checkpoints
 from studio.core.types import DatasetReport, Issue, Pair, Severity
 from studio.view.plan import plan_rows
 from studio.view.progress import fit_rows, fit_verdict, prediction, reality
+from studio.view.run_lines import overfit_line, sample_line
 from studio.view.verdicts import summary_parts, verdict_of
 from studio.view.words import Words, words
 
@@ -224,7 +225,7 @@ class TrainBar:
             case HeldOutLoss():
                 self._note(f"held-out loss after step {event.step}: {_held_out(event)}")
             case SampleSaved():
-                self._note(f"sample after step {event.step}: {event.path}{_figures(event)}")
+                self._note(f"sample after {sample_line(event, words('en'))}: {event.path}")
             case CheckpointSaved():
                 self._note(f"checkpoint after step {event.step}: {event.path}")
             case RunPaused():
@@ -263,26 +264,11 @@ def _held_out(look: HeldOutLoss) -> str:
     return f"{look.loss:.4f}{share}"
 
 
-def _figures(sample: SampleSaved) -> str:
-    """What was measured of a sample, in brackets; nothing where nothing was."""
-    figures = [
-        f"first frame {sample.start_psnr:.1f} dB" if sample.start_psnr is not None else "",
-        f"motion {sample.motion:.1f}" if sample.motion is not None else "",
-        "hardly anything moves" if sample.is_frozen else "",
-        f"{sample.drift:.1f} from the base" if sample.drift is not None else "",
-    ]
-    said = ", ".join(filter(None, figures))
-    return f" ({said})" if said else ""
-
-
-def print_hint(snapshot: RunSnapshot) -> None:
-    """Says when a run has learned its clips by heart."""
-    found = overfitting(snapshot.steps, snapshot.held_out)
-    if found is not None:
-        write(
-            f"The held-out loss was lowest after step {found.step} and is {found.rise - 1:.0%} higher now, while the "
-            "loss still fell: the LoRA learns these clips by heart. Fewer steps or more clips help."
-        )
+def print_hint(run: RunFolder) -> None:
+    """Says when a run has learnt its clips by heart, and which checkpoint is the better one."""
+    steps = [int(path.name[5:]) for path in list_checkpoints(run.path / "checkpoints")]
+    if line := overfit_line(run.snapshot(), steps, words("en")):
+        write(line)
 
 
 class SampleBar:
