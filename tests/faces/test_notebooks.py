@@ -45,3 +45,15 @@ def test_a_notebook_runs_on_a_cpu(notebook, tmp_path, monkeypatch):
     ).execute()
     errors = [o for cell in code(notebook) for o in cell.outputs if o.output_type == "error"]
     assert not errors
+    if any("train_panel(" in cell.source for cell in code(notebook)):
+        widgets = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+        shown = [widget["state"] for widget in widgets]
+        assert any("<b>Finished</b> step 4 of 4" in str(state.get("value")) for state in shown), "it kept up by itself"
+        buttons = [state for state in shown if state["_model_name"] == "ButtonModel"]
+        assert [state["description"] for state in buttons] == [
+            "Stop after this step",
+            "Pause",
+            "Sample now",
+            "Save now",
+        ]
+        assert all(state["disabled"] for state in buttons)
