@@ -146,7 +146,9 @@ def read_texts(config: str, datasets: str, beside: Written) -> Project:
         datasets=found,
         text=config,
     )
-    return Project(run, (*issues, *reading.issues, *found.issues), written)
+    # Of a text that is not JSON there is no more to say.
+    is_read = all(issue.subject != DATASETS_NAME for issue in issues)
+    return Project(run, (*issues, *reading.issues, *(found.issues if is_read else ())), written)
 
 
 def _parsed(text: str, name: str, instead: JsonValue, issues: list[Issue]) -> Document:
