@@ -135,7 +135,7 @@ def build_live_view(
             gr.skip() if before and before.state == now.state else live_markup.facts_line(snapshot, w),
             _html(now.chart, before, "chart", markup.empty_state(w("train.no_steps"))),
             gr.update(visible=now.chart is not None) if is_first else gr.skip(),
-            *([gr.skip()] * 5 if before and before.view == now.view else _tools(now.view, snapshot, w)),
+            *(_tools(now.view, snapshot, w) if has_other_range(now, before) else [gr.skip()] * 5),
             gr.update(visible=now.chart is not None, open=now.unfolded[0]) if is_first else gr.skip(),
             _html(now.more, before, "more"),
             *_samples(workshop, now, before, w),
@@ -143,6 +143,10 @@ def build_live_view(
             _html(now.clips, before, "clips"),
             *(_result(workshop, now, snapshot) if before is None or before.state != now.state else [gr.skip()] * 2),
         ]
+
+    def has_other_range(now: LiveSeen, before: LiveSeen | None) -> bool:
+        is_growing = now.view.axis is Axis.CLOCK and now.view.span is None
+        return before is None or before.view != now.view or (is_growing and before.chart is not now.chart)
 
     def clear() -> list[Any]:
         hidden, same = gr.update(visible=False), gr.skip()
@@ -277,8 +281,8 @@ def _tools(view: ChartView, snapshot: RunSnapshot, w: Words) -> list[Any]:
     return [
         view.axis.value,
         view.log,
-        gr.update(value=first if view.span else None, label=w(f"train.from_{of}")),
-        gr.update(value=last if view.span else None, label=w(f"train.to_{of}")),
+        gr.update(value=first, label=w(f"train.from_{of}")),
+        gr.update(value=last, label=w(f"train.to_{of}")),
         gr.update(interactive=view.span is not None),
     ]
 

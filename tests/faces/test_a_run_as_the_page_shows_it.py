@@ -18,6 +18,7 @@ from studio.core.events import (
     StepDone,
 )
 from studio.core.runlog import RunFolder, RunState
+from studio.core.runwatch import RunReader
 from studio.core.train.requests import Request
 from studio.ui import live_markup
 from studio.ui.drawings import EVERY, Drawings
@@ -184,7 +185,7 @@ def test_a_hundred_watchers_cost_one_drawing():
 
 
 def test_the_page_shows_whichever_run_lives_in_the_folder(write_run, tmp_path):
-    workshop = Workshop(AppSettings(output_dir=tmp_path / "runs"))
+    workshop = Workshop(AppSettings(output_dir=tmp_path / "runs"), reader=RunReader())
     live = write_run(STARTED, step(1), name="20261128-101500-aaaa")
     newest = write_run(STARTED, step(1), name="20261128-101501-bbbb")
     assert workshop.current_run() == newest
