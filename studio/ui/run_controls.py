@@ -84,6 +84,7 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
         assert run is not None
         is_ours = workshop.is_training and workshop.job is not None and workshop.job.folder == run
         kept = [int(path.name.removeprefix("step-")) for path in list_checkpoints(run.path / "checkpoints")]
+        mending = mend_button(workshop, run, snapshot, w)
         said = live_markup.run_status(
             run.name, snapshot, w, asked=asked, checkpoints=kept, is_ours=is_ours,
             is_of_other_data=state.can_resume and standing.action is Action.START,
@@ -96,9 +97,9 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
             gr.update(
                 value=label(standing, snapshot),
                 interactive=can_press,
-                variant="stop" if standing.action is Action.STOP else "primary",
+                variant="stop" if standing.action is Action.STOP else "secondary" if mending["visible"] else "primary",
             ),
-            mend_button(workshop, run, snapshot, w),
+            mending,
             gr.update(visible=standing.action is Action.CONTINUE, interactive=can_start),
             gr.update(visible=state.is_live),
             gr.update(value=w("train.continue" if Request.PAUSE in asked else "train.pause"), visible=state.is_live),
