@@ -85,6 +85,9 @@ new MutationObserver(() => {
 """A click or the enter key shows a run, the arrow keys go from run to run, two boxes compare; a table that is drawn
 anew keeps the focus."""
 
+SHOW_DOOM = "() => setTimeout(() => document.querySelector('#run-doom')?.scrollIntoView({block: 'nearest'}), 100)"
+"""The question lies below the button, where a long detail ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunsTab:
@@ -197,7 +200,7 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
             else markup.empty_state(w("runs.empty"), (w("runs.empty_1"), w("runs.empty_2"), w("runs.empty_3"))),
             gr.update(visible=len(runs) > PAGE_SIZE),
             markup.note(w("runs.page", first=first + 1, last=first + len(part), total=len(runs))),
-            gr.Timer(active=any(figures.state.is_live for figures in part)),
+            gr.Timer(active=any(figures.is_training for figures in part)),
         ]
 
     def show_right(name: str | None, marked: list[str], step: int | None = None) -> list[Any]:
@@ -306,7 +309,7 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
     outputs = [chosen, ticked, *listed, *detailed]
-    table.click(choose, [chosen, ticked], [chosen, ticked, *detailed], trigger_mode="always_last", **quiet)
+    table.click(choose, [chosen, ticked], [chosen, ticked, *detailed], trigger_mode="multiple", **quiet)
     newer.click(lambda *now: turn(now[0], -1, *now[1:]), [page, chosen, ticked], [page, *listed], **at_once)
     older.click(lambda *now: turn(now[0], 1, *now[1:]), [page, chosen, ticked], [page, *listed], **at_once)
     timer.tick(show_list, [page, chosen, ticked], listed, **at_once)
@@ -320,7 +323,8 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
     series.click(series_of, chosen, [said_files, files], **quiet)
     card.click(card_of, chosen, [said_files, files], **quiet)
     to_hub.click(upload, [chosen, hub_name, is_private], said_hub, **quiet)
-    delete.click(ask, chosen, [doomed, confirm, doom], **at_once)
+    asked = delete.click(ask, chosen, [doomed, confirm, doom], **at_once)
+    asked.then(None, None, None, js=SHOW_DOOM)
     keep.click(lambda: gr.update(visible=False), None, confirm, **at_once)
     really.click(delete_it, [doomed, page, ticked], [message, *outputs], **quiet)
     return RunsTab(
@@ -346,7 +350,6 @@ def _detail(workshop: Workshop, cache: RunCache, run: RunFolder, step: int | Non
     found = cache.checkpoints(run)
     choices = [(checkpoint_line(one, w), one.step) for one in found if not one.damage]
     steps = [value for _, value in choices]
-    is_live = figures.state.is_live
     videos = _videos(workshop, run, snapshot, w)
     shown = [
         gr.update(visible=False),
@@ -364,7 +367,9 @@ def _detail(workshop: Workshop, cache: RunCache, run: RunFolder, step: int | Non
         default_name(run),
         runs_markup.upload(last_upload(run), w),
         runs_markup.settings(config, w),
-        gr.update(interactive=not is_live, value=w("runs.delete_live") if is_live else w("runs.delete")),
+        gr.update(
+            interactive=not figures.is_training, value=w("runs.delete_live" if figures.is_training else "runs.delete")
+        ),
         gr.update(visible=False),
     ]
     return [*shown, *[gr.skip()] * (length - len(shown))]

@@ -109,6 +109,15 @@ def test_a_folder_is_no_lora(tiny_bundle, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("length", [0x1080, 0x4B50], ids=["a pickle", "a zip file"])
+def test_a_header_whose_length_begins_like_another_format_is_read(tmp_path, length):
+    file = tmp_path / "lora.safetensors"
+    bare = struct.unpack("<Q", save(GOOD, metadata={"note": ""})[:8])[0]
+    save_file(GOOD, file, metadata={"note": "x" * (length - bare)})
+    assert struct.unpack("<Q", file.read_bytes()[:8]) == (length,)
+    assert lora_file.read_safetensors(file)[0].keys() == GOOD.keys()
+
+
 def test_files_over_the_size_limit_are_refused_unread(tiny_bundle, tmp_path):
     file = tmp_path / "large.safetensors"
     with file.open("wb") as opened:

@@ -124,14 +124,14 @@ def read_alphas(file: Path, metadata: Mapping[str, str]) -> dict[str, float]:
 
 def _read_header(file: Path, opened: BinaryIO) -> tuple[dict[str, Any], int]:
     """(header, where the tensors begin); refuses other formats, and what is beyond the limits."""
-    first = opened.read(8)
-    if first[:2] == b"PK" or first[:1] == b"\x80":
+    first, size = opened.read(9), file.stat().st_size
+    length = struct.unpack("<Q", first[:8])[0] if len(first) == 9 else -1
+    # The length of a header may begin with the bytes of a zip file or a pickle; its table begins with a brace.
+    if first[8:] != b"{" and (first[:2] == b"PK" or first[:1] == b"\x80"):
         kind = "a zip file, as PyTorch writes its pickles," if first[:2] == b"PK" else "a pickle"
         raise AdapterError(
             f"{file.name} is not safetensors: it is {kind} which can run code. It was not opened.", OTHER_FILE
         )
-    size = file.stat().st_size
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
     if not 2 <= length <= size - 8:
         raise AdapterError(f"{file.name} is not a safetensors file, or it is cut off.", OTHER_FILE)
     for what, found, most in (("header", length, MAX_HEADER_BYTES), ("file", size, MAX_FILE_BYTES)):
@@ -140,6 +140,7 @@ def _read_header(file: Path, opened: BinaryIO) -> tuple[dict[str, Any], int]:
                 f"{file.name} is no LoRA: its {what} takes {found:,} bytes, and {most:,} is the most.",
                 "Choose a LoRA file, not a whole model.",
             )
+    opened.seek(8)
     try:
         header = json.loads(opened.read(length), object_pairs_hook=_without_duplicates)
     except _DuplicateKeyError as error:

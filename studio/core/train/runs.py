@@ -43,6 +43,8 @@ class RunFigures:
 
     name: str
     state: RunState
+    is_training: bool
+    """A process writes it now."""
     step: int
     num_steps: int
     loss: float | None
@@ -135,6 +137,7 @@ def figures(run: RunFolder) -> RunFigures:
     return RunFigures(
         name=run.name,
         state=snapshot.state,
+        is_training=is_locked(run.path / LOCK_FILE),
         step=snapshot.step,
         num_steps=snapshot.num_steps,
         loss=fmean(losses) if losses else None,
