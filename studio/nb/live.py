@@ -117,7 +117,7 @@ class LivePanel(TrainPanel):
         """What it was asked for and has not done yet, in words."""
         is_paused = snapshot.state is RunState.PAUSED
         waits = [request for request in Request if request in asked and not (is_paused and request is Request.PAUSE)]
-        return [self._w("train.paused")] * is_paused + [self._w(f"train.asked_{request.value}") for request in waits]
+        return [self._w("nb.paused")] * is_paused + [self._w(f"train.asked_{request.value}") for request in waits]
 
     def _show_buttons(self, asked: set[Request], is_alive: bool) -> None:
         self.pause.description = self._w("train.continue" if Request.PAUSE in asked else "train.pause")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +16,20 @@ from matplotlib.typing import LineStyleType
 from studio.core.events import HeldOutLoss
 from studio.core.runlog import RunSnapshot
 from studio.core.train.overfit import overfitting
+from studio.view.curves import (
+    WHOLE,
+    ChartView,
+    Place,
+    can_show,
+    draw_noisy,
+    places_of,
+    series_of,
+    shown_range,
+    thin_within,
+)
 from studio.view.frame import MARK_ROW, NARROW, TEXT, Axis, fit_y, framed, set_x
 from studio.view.plots import LIGHT, Palette, dress
-from studio.view.series import seen, smoothed, thin, with_breaks, within
+from studio.view.series import seen, smoothed, thin, with_breaks
 from studio.view.words import Words
 
 _MARK_GAP = 12.0
@@ -27,30 +38,6 @@ _MUCH = 30
 """A series whose largest value is this many times its smallest is drawn on a log scale."""
 _STYLES: tuple[LineStyleType, ...] = ("solid", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (6, 1.6, 1.4, 1.6)))
 _POINTS = ("o", "s", "^", "D")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ChartView:
-    """What of a run is shown, and how."""
-
-    axis: Axis = Axis.STEP
-    log: bool = False
-    """The loss on a log scale."""
-    span: tuple[float, float] | None = None
-    """Part of the x axis that is shown, steps or seconds since the first step; None: all."""
-
-
-WHOLE = ChartView()
-
-
-def shown_range(snapshot: RunSnapshot, view: ChartView) -> tuple[float, float]:
-    """Both ends of the x axis, steps or seconds since the first step; the first is below the second."""
-    if view.span is not None:
-        low, high = sorted(view.span)
-        return (low, high) if high > low else (low - 0.5, low + 0.5)
-    if view.axis is Axis.CLOCK:
-        return 0.0, max(1.0, float(_seconds(snapshot)[-1]) if snapshot.times else 0.0)
-    return 0.0, float(max(snapshot.num_steps, snapshot.step, 1))
 
 
 def draw_run(
@@ -68,7 +55,7 @@ def draw_run(
     axes is `plot-area`. Marks that would lie on one another are left out, the earlier ones first.
     """
     low, high = shown_range(snapshot, view)
-    place = _places(snapshot, view.axis)
+    place = places_of(snapshot, view.axis)
     marks = [
         (name, glyph, _apart(place(steps), steps, low, high, size[0]))
         for name, glyph, steps in (
@@ -77,7 +64,7 @@ def draw_run(
         )
         if steps
     ]
-    looks = [look for look in snapshot.held_out if _can_show(look.loss, view.log)]
+    looks = [look for look in snapshot.held_out if can_show(look.loss, view.log)]
     learnt_by_heart = overfitting(snapshot.steps, snapshot.held_out)
     hint = next((look for look in looks if learnt_by_heart and look.step == learnt_by_heart.step), None)
     hint = hint if hint and low <= place([hint.step])[0] <= high else None
@@ -86,11 +73,11 @@ def draw_run(
     figure, axes = framed(palette, size, handles, num_mark_rows=len(marks), has_hint=hint is not None)
     axes.patch.set_gid("plot-area")
     axes.set_ylabel(w("train.axis_loss"), color=palette.muted, fontsize=TEXT + 1)
-    shown = _draw_noisy(axes, *_series(snapshot, place, snapshot.losses, log=view.log), low, high, palette.accent)
+    shown = draw_noisy(axes, *series_of(place, snapshot.losses, log=view.log), low, high, palette.accent)
     if looks:
         shown += _draw_held_out(axes, looks, place, low, high, palette)
         base = looks[-1].base_loss
-        if _can_show(base, view.log):
+        if can_show(base, view.log):
             axes.axhline(base, color=palette.second, linewidth=1, linestyle=(0, (5, 3)), zorder=1.5)
             shown += [] if view.span else [base]
     fit_y(axes, shown, w, log=view.log, from_zero=view.span is None)
@@ -158,7 +145,7 @@ def draw_overlay(
     ranges = [shown_range(run, view) for _, run in runs] or [(0.0, 1.0)]
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     colors = (palette.accent, palette.second, palette.warn, palette.ink)
-    looks_of = [[look for look in run.held_out if _can_show(look.loss, view.log)] for _, run in runs]
+    looks_of = [[look for look in run.held_out if can_show(look.loss, view.log)] for _, run in runs]
     styles: list[tuple[str, LineStyleType, str]] = [
         (colors[i % 4], _STYLES[(i + i // 4) % 4], _POINTS[(i + i // 4) % 4]) for i in range(len(runs))
     ]
@@ -174,8 +161,8 @@ def draw_overlay(
     )
     shown: list[float] = []
     for (_, run), looks, (color, style, point) in zip(runs, looks_of, styles, strict=True):
-        place = _places(run, view.axis)
-        x, y = _series(run, place, run.losses, log=view.log)
+        place = places_of(run, view.axis)
+        x, y = series_of(place, run.losses, log=view.log)
         if len(x):
             x, y = smoothed(x, y, low, high)
             axes.plot(*with_breaks(x, y, high - low), color=color, linestyle=style, linewidth=2)
@@ -188,54 +175,6 @@ def draw_overlay(
     fit_y(axes, shown, w, log=view.log, from_zero=False)
     set_x(axes, view.axis, low, high, w, palette, is_narrow=size[0] < NARROW)
     return figure
-
-
-Place = Callable[[Sequence[int]], np.ndarray]
-
-
-def _seconds(snapshot: RunSnapshot) -> np.ndarray:
-    """Since the first step, of each step; a clock that was put back stands still."""
-    times = np.maximum.accumulate(np.array(snapshot.times))
-    return times - times[0]
-
-
-def _places(snapshot: RunSnapshot, axis: Axis) -> Place:
-    """Where steps lie on the x axis."""
-    if axis is Axis.STEP or not snapshot.steps:
-        return lambda steps: np.asarray(steps, dtype=np.float64)
-    known, seconds = np.array([step.step for step in snapshot.steps]), _seconds(snapshot)
-    return lambda steps: np.interp(steps, known, seconds)
-
-
-def _can_show(value: float, log: bool) -> bool:
-    return math.isfinite(value) and (value > 0 or not log)
-
-
-def _series(
-    snapshot: RunSnapshot, place: Place, points: Iterable[tuple[int, float]], *, log: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of (step, value) points, without those that cannot be shown."""
-    kept = [(step, value) for step, value in points if _can_show(value, log)]
-    return place([step for step, _ in kept]), np.array([value for _, value in kept], dtype=np.float64)
-
-
-def _draw_noisy(axes: Axes, x: np.ndarray, y: np.ndarray, low: float, high: float, color: str) -> list[float]:
-    """Each point faint, the smoothed curve strong; returns the values that are seen."""
-    if not len(x):
-        return []
-    near_x, near_y = _thin_within(x, y, low, high)
-    axes.plot(*with_breaks(near_x, near_y, high - low), color=color, alpha=0.3, linewidth=1)
-    line_x, line_y = smoothed(x, y, low, high)
-    axes.plot(*with_breaks(line_x, line_y, high - low), color=color, linewidth=2.2)
-    if len(line_x) and low <= x[-1] <= high:
-        axes.plot(line_x[-1], line_y[-1], "o", color=color, markersize=5, clip_on=False)
-    return seen(near_x, near_y, low, high)
-
-
-def _thin_within(x: np.ndarray, y: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    x, y = within(x, y, low, high)
-    kept = thin(y)
-    return x[kept], y[kept]
 
 
 def _draw_held_out(
@@ -321,7 +260,7 @@ class _Panel:
 
 def _panels(snapshot: RunSnapshot, w: Words, axis: Axis) -> list[_Panel]:
     """What is known of a run beside its loss."""
-    place = _places(snapshot, axis)
+    place = places_of(snapshot, axis)
     panels = []
     looks = [look for look in snapshot.held_out if look.base_bands and min(look.base_bands) > 0]
     if looks:
@@ -347,7 +286,7 @@ def _panels(snapshot: RunSnapshot, w: Words, axis: Axis) -> list[_Panel]:
         (w("chart.seconds"), pace, True, True),
         (w("chart.memory"), memory, True, False),
     ):
-        x, y = _series(snapshot, place, points)
+        x, y = series_of(place, points)
         if len(x):
             panels.append(_Panel(title=title, lines=(("", x, y),), is_noisy=is_noisy, may_log=may_log))
     return panels
@@ -366,9 +305,9 @@ def _draw_panel(
     shown: list[float] = []
     for index, (label, x, y) in enumerate(panel.lines):
         if panel.is_noisy:
-            shown += _draw_noisy(axes, x, y, low, high, palette.accent)
+            shown += draw_noisy(axes, x, y, low, high, palette.accent)
             continue
-        x, y = _thin_within(x, y, low, high)
+        x, y = thin_within(x, y, low, high)
         color = palette.second if panel.is_wide else palette.accent
         axes.plot(
             *with_breaks(x, y, high - low), color=color, linewidth=1.6,

@@ -320,6 +320,7 @@ TEXTS = {
     "train.raw": "each step",
     "train.smooth": "smoothed",
     "train.log": "Logarithmic",
+    "nb.paused": "The run waits, and the device is free.",
     "nb.goes_on": "You interrupted the waiting, not the run: it goes on, and the panel keeps up with it.",
     "nb.no_widgets": "Without ipywidgets there are no buttons here: the curve is drawn while wait() waits.",
     "chart.axis_clock": "time since the first step ({unit})",

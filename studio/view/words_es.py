@@ -317,6 +317,7 @@ TEXTS = {
     "train.raw": "cada paso",
     "train.smooth": "suavizada",
     "train.log": "Logarítmica",
+    "nb.paused": "El entrenamiento espera, y el dispositivo está libre.",
     "nb.goes_on": "Has interrumpido la espera, no el entrenamiento: sigue, y el panel lo va mostrando.",
     "nb.no_widgets": "Sin ipywidgets no hay botones aquí: la curva se dibuja mientras wait() espera.",
     "chart.axis_clock": "tiempo desde el primer paso ({unit})",
