@@ -25,6 +25,8 @@ class Axis(StrEnum):
 
 NARROW = 5.0
 """Inches; a figure below that is for a phone: fewer ticks, one column."""
+_INCH = 100
+"""Pixels of axes while nothing is drawn: matplotlib's own measure."""
 TEXT = 9.0
 MARK_ROW = 9.0
 """Points, a row of marks below the axis."""
@@ -75,6 +77,12 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     return 1
 
 
+def name_y(axes: Axes, text: str, palette: Palette) -> None:
+    """Names the y axis, at a fixed place: to have the numbers beside it measured takes as long as to draw them."""
+    axes.set_ylabel(text, color=palette.muted, fontsize=TEXT + 1)
+    axes.yaxis.set_label_coords(-0.43 * _INCH / axes.bbox.width, 0.5)
+
+
 def fit_y(axes: Axes, seen: Sequence[float], w: Words, *, log: bool, from_zero: bool) -> None:
     """Limits around what is seen, and ticks in plain numbers."""
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _plain(value, w)))
@@ -82,8 +90,7 @@ def fit_y(axes: Axes, seen: Sequence[float], w: Words, *, log: bool, from_zero: 
         axes.set_ylim(0, 1)
         axes.yaxis.set_major_locator(NullLocator())
         return
-    # Pixels at matplotlib's own 100 to the inch: a figure here is made without another.
-    num_ticks = max(3, round(axes.bbox.height / 42))
+    num_ticks = max(3, round(axes.bbox.height / _INCH / 0.42))
     low, high = min(seen), max(seen)
     if log:
         room = max(0.03, 0.06 * math.log10(high / low))
@@ -148,7 +155,8 @@ def set_x(
         axes.set_xticks(ticks, texts)
         label = w("chart.axis_clock", unit=unit)
     if has_label:
-        axes.set_xlabel(label, color=palette.muted, fontsize=TEXT + 1, labelpad=3)
+        axes.set_xlabel(label, color=palette.muted, fontsize=TEXT + 1)
+        axes.xaxis.set_label_coords(0.5, -(pad + 13) / 72 * _INCH / axes.bbox.height)
 
 
 def _clock_ticks(low: float, high: float, num_ticks: int, w: Words) -> tuple[list[float], list[str], str]:

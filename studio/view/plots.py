@@ -122,7 +122,7 @@ def dress(axes: Axes, palette: Palette) -> None:
     axes.set_facecolor("none")
     axes.grid(visible=True, color=palette.line, linewidth=1)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=palette.muted, length=0, labelsize=10)
+    axes.tick_params(colors=palette.muted, left=False, bottom=False, length=0, labelsize=10)
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(palette.line)

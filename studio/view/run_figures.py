@@ -27,7 +27,7 @@ from studio.view.curves import (
     shown_range,
     thin_within,
 )
-from studio.view.frame import MARK_ROW, NARROW, TEXT, Axis, fit_y, framed, set_x
+from studio.view.frame import MARK_ROW, NARROW, TEXT, Axis, fit_y, framed, name_y, set_x
 from studio.view.plots import LIGHT, Palette, dress
 from studio.view.series import seen, smoothed, thin, with_breaks
 from studio.view.words import Words
@@ -72,7 +72,7 @@ def draw_run(
     handles = _legend_of_run(bool(snapshot.losses), looks, [(name, glyph) for name, glyph, _ in marks], w, palette)
     figure, axes = framed(palette, size, handles, num_mark_rows=len(marks), has_hint=hint is not None)
     axes.patch.set_gid("plot-area")
-    axes.set_ylabel(w("train.axis_loss"), color=palette.muted, fontsize=TEXT + 1)
+    name_y(axes, w("train.axis_loss"), palette)
     shown = draw_noisy(axes, *series_of(place, snapshot.losses, log=view.log), low, high, palette.accent)
     if looks:
         shown += _draw_held_out(axes, looks, place, low, high, palette)
@@ -156,9 +156,7 @@ def draw_overlay(
         for (name, _), looks, (color, style, point) in zip(runs, looks_of, styles, strict=True)
     ]
     figure, axes = framed(palette, size, handles)
-    axes.set_ylabel(
-        w("chart.overlay_held") if any(looks_of) else w("chart.overlay"), color=palette.muted, fontsize=TEXT + 1
-    )
+    name_y(axes, w("chart.overlay_held") if any(looks_of) else w("chart.overlay"), palette)
     shown: list[float] = []
     for (_, run), looks, (color, style, point) in zip(runs, looks_of, styles, strict=True):
         place = places_of(run, view.axis)
