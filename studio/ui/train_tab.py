@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,15 @@ from studio.view.words import Words
 POLL_SECONDS, IDLE_SECONDS = 1.0, 2.0
 """How often a live run is looked at, and whether another process has begun one."""
 
-WITH_WIDTH = "(seen, kept, path) => [seen, {...kept, narrow: window.innerWidth <= 640}, path]"
-"""Inputs of a look at the run: a phone gets figures drawn for it."""
+AS_SHOWN = """
+(seen, kept, path) => {
+  const shown = Number(document.querySelector('#run-status [data-number]')?.dataset.number);
+  return [seen, {...kept, narrow: window.innerWidth <= 640, shown}, path];
+}
+"""
+"""Inputs of a look at the run: a phone gets figures drawn for it, and of answers that overtook one another the page
+tells which one it shows.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Seen:
     live: LiveSeen | None
     """None where there is no run."""
     can_start: bool
+    number: int = 0
+    """Another one whenever the head of the room is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +77,21 @@ def build_train_tab(
     def watch(last: Seen | None, wanted: Kept, target: str | None) -> list[Any]:
         run, can_start = workshop.current_run(), plan.can_start(target)
         snapshot = workshop.snapshot(run) if run is not None else None
+        number = last.number if last else 0
+        if last is not None and isinstance(shown := (wanted or {}).get("shown"), int) and shown != number:
+            last = None
         if run is None or snapshot is None:
-            now = Seen(NO_RUN, None, can_start)
+            now = Seen(NO_RUN, None, can_start, number)
         else:
-            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start)
+            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, number)
         if now == last:
             return [gr.skip()] * len(watched)
         if now.live is None or snapshot is None:
             return [now, "", gr.Timer(IDLE_SECONDS), *controls.clear(can_start), *live.clear()]
         is_same = last is not None and (now.standing, now.can_start) == (last.standing, last.can_start)
-        head = [gr.skip()] * len(controls.outputs) if is_same else controls.show(now.standing, snapshot, now.can_start)
+        now = now if is_same else replace(now, number=number + 1)
+        told = [now.standing, snapshot, now.can_start, now.number]
+        head = [gr.skip()] * len(controls.outputs) if is_same else controls.show(*told)
         is_live = snapshot.state.is_live or workshop.is_training
         return [
             now,
@@ -88,7 +102,7 @@ def build_train_tab(
         ]
 
     looking: dict[str, Any] = {
-        "fn": watch, "inputs": [seen, kept, path], "outputs": watched, "js": WITH_WIDTH,
+        "fn": watch, "inputs": [seen, kept, path], "outputs": watched, "js": AS_SHOWN,
         "show_progress": "hidden", "api_visibility": "private", "queue": False,
     }  # fmt: skip
     for pressed in controls.connect(plan, lambda last: last.standing if last else NO_RUN, seen, path):

@@ -32,6 +32,9 @@ CONFIG = {
     "train_batch_size": 1,
     "seed": 1,
     "aspect_bucket_alignment": 64,
+    "validation_resolution": "64x64",
+    "validation_num_video_frames": 9,
+    "validation_num_inference_steps": 1,
     "data_backend_config": "multidatabackend.json",
 }
 DATASETS = [

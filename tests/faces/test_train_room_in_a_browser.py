@@ -36,12 +36,12 @@ def wait_for_state(page, state):
 
 
 def points(page):
-    chart = page.query_selector("[data-points]")
-    return int(chart.get_attribute("data-points")) if chart else 0
+    return int(page.evaluate("document.querySelector('[data-points]')?.dataset.points ?? 0"))
 
 
 def shown_range(page):
-    return [float(end) for end in page.get_attribute("[data-range]", "data-range").split(",")]
+    told = page.evaluate("document.querySelector('[data-range]')?.dataset.range ?? '-1,-1'")
+    return [float(end) for end in told.split(",")]
 
 
 def wait_until(page, condition):
@@ -108,10 +108,7 @@ def test_from_a_dataset_through_a_run_to_a_video(visit):
 
 
 def test_a_run_is_paused_looked_at_taken_up_and_stopped_from_any_tab(visit, make_project):
-    folder = make_project(
-        max_train_steps=NUM_STEPS, validation_resolution="64x64", validation_num_video_frames=9,
-        validation_num_inference_steps=1,
-    )  # fmt: skip
+    folder = make_project(max_train_steps=NUM_STEPS)
     page = visit()
     open_and_train(page, folder)
     wait_until(page, lambda: points(page) >= 2)
