@@ -25,6 +25,8 @@ STATUS = "run-status"
 """elem_id of what shows the state of the run."""
 _SECONDS = 120
 """So long the app may take to answer."""
+_IDLE_SECONDS = 3
+"""So long a connection is kept between two requests; uvicorn keeps it for 5."""
 _SHOWN = re.compile(r"data-state='(\w+)' data-step='(\d+)'")
 
 
@@ -69,6 +71,7 @@ class Page:
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
         self._session = secrets.token_hex(6)
+        self._last = time.monotonic()
         self.num_bytes = 0
         """That came, compressed."""
         config = self._ask("GET", "/config")
@@ -153,10 +156,14 @@ class Page:
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         content = None if body is None else json.dumps(body).encode()
+        # The server closes a connection that was idle for a while; a browser then takes a new one.
+        if time.monotonic() - self._last > _IDLE_SECONDS:
+            self._connection.close()
         headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
         self._connection.request(method, path, content, headers)
         with self._connection.getresponse() as response:
             answer = response.read()
+        self._last = time.monotonic()
         self.num_bytes += len(answer)
         if response.headers["Content-Encoding"] == "gzip":
             answer = gzip.decompress(answer)

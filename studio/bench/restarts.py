@@ -25,7 +25,9 @@ from studio.core.train.checkpoint import list_checkpoints
 from studio.view.terminal import write
 
 LIMIT_SECONDS = 2.0
-"""After the server's first answer; then the page must show the truth."""
+"""After the server's first answer; then the page must show the truth. All that a page asks for when it is opened, from
+one visitor, is in them."""
+_PATIENCE_SECONDS = 10.0
 STEPS_A_LIFE = 12
 """That the app trains before it is killed; every fifth has a checkpoint."""
 _SECONDS = 120
@@ -41,7 +43,7 @@ class RestartReport:
     truths: list[float] = field(default_factory=list)
     """Seconds from there until the page showed the truth."""
     lies: list[str] = field(default_factory=list)
-    """What it showed in place of it after `LIMIT_SECONDS`."""
+    """What it showed in place of it for `_PATIENCE_SECONDS`."""
 
 
 def restart_beside(folder: Path, times: int, should_stop: Callable[[], bool] = lambda: False) -> RestartReport:
@@ -109,8 +111,10 @@ def bench_restarts(times: int, should_stop: Callable[[], bool]) -> None:
 
 
 def _write_report(what: str, report: RestartReport) -> None:
+    late = sum(seconds > LIMIT_SECONDS for seconds in report.truths)
     write(
-        f"\n{what}: {len(report.starts)} restarts after SIGKILL, {len(report.lies)} pages that did not tell the truth"
+        f"\n{what}: {len(report.starts)} restarts after SIGKILL; the page showed the truth {len(report.truths)} times, "
+        f"{late} of them after more than {LIMIT_SECONDS:g} s"
     )
     if report.starts:
         write(f"from the start to the first answer {_spread(report.starts)}")
@@ -136,11 +140,10 @@ def _compare(app: App, run: RunFolder, state: RunState, report: RestartReport) -
         page.load()
         took = time.monotonic() - answered
         shown, after = page.shown(), run.snapshot()
-        is_true = shown is not None and shown[0] is after.state is state and before.step <= shown[1] <= after.step + 1
-        if is_true and took <= LIMIT_SECONDS:
+        if shown is not None and shown[0] is after.state is state and before.step <= shown[1] <= after.step + 1:
             report.truths.append(took)
             return page
-        if took > LIMIT_SECONDS:
+        if took > _PATIENCE_SECONDS:
             report.lies.append(
                 f"after {took:.2f} s: the page shows {shown}, the folder {after.state}, step {before.step}-{after.step}"
             )

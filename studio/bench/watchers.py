@@ -12,6 +12,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,8 +26,8 @@ POLL_SECONDS = 1.0
 """Between two ticks of a page's timer; one that is still waiting for an answer leaves the next one out."""
 ALONE_SECONDS = 60.0
 """So long the run is timed without watchers, before and after; less where the watch is shorter."""
-_OPENING_SECONDS = 20.0
-"""In which the pages are opened, one after another; less where the watch is short."""
+_OPENERS = 4
+"""Pages that are opened at a time."""
 _SECONDS = 120
 """So long a run may take to begin."""
 
@@ -38,7 +39,6 @@ class _Polls:
     answers: list[tuple[float, int]] = field(default_factory=list)
     """(seconds, bytes) of each poll."""
     errors: list[str] = field(default_factory=list)
-    opening: list[float] = field(default_factory=list)
 
 
 def bench_watchers(clients: int, minutes: float, should_stop: Callable[[], bool]) -> None:
@@ -57,15 +57,17 @@ def _watch(app: App, project: Path, clients: int, seconds: float, should_stop: C
     run = _begun(project)
     alone = min(ALONE_SECONDS, seconds)
     before, megabytes = _pace_over(run, alone, should_stop), resident(app.pid)
-    polls, end, opening = _Polls(), threading.Event(), min(_OPENING_SECONDS, seconds / 3)
-    threads = [
-        threading.Thread(target=_visit, args=(app.port, number / clients * opening, polls, end))
-        for number in range(clients)
-    ]
+    opening = time.monotonic()
+    with ThreadPoolExecutor(_OPENERS) as pool:
+        pages = list(pool.map(_open, [app.port] * clients))
+    opening = (time.monotonic() - opening) / clients
+    polls, end = _Polls(), threading.Event()
+    threads = [threading.Thread(target=_visit, args=(app.port, page, polls, end)) for page in pages]
     for thread in threads:
         thread.start()
     write(
-        f"{clients} pages, each asks every {POLL_SECONDS:g} s, while the app trains: {before:.3f} s a step without them"
+        f"{clients} pages, each asks every {POLL_SECONDS:g} s, while the app trains: {before:.3f} s a step without "
+        f"them; opened in {opening:.2f} s each, {_OPENERS} at a time, with everything that a page then asks for"
     )
     write("\n| minute | polls | errors | p50 ms | p95 ms | max ms | KB a poll | server MB | s a step |")
     write("|---|---|---|---|---|---|---|---|---|")
@@ -82,8 +84,7 @@ def _watch(app: App, project: Path, clients: int, seconds: float, should_stop: C
     watched = _pace_between(run, started, time.monotonic())
     write(f"| all | {_row(polls.answers, len(polls.errors), resident(app.pid), watched)}")
     after = _pace_over(run, alone, should_stop)
-    opened = statistics.median(polls.opening) if polls.opening else float("nan")
-    write(f"\nA page opened in {opened:.2f} s (median, everything that it asks for).")
+    write("")
     write(f"Server memory: {megabytes:.0f} MB before the pages, {resident(app.pid):.0f} MB after them.")
     write(f"Seconds a step: {before:.3f} before, {watched:.3f} with the pages, {after:.3f} after.")
     for error, count in Counter(polls.errors).most_common(3):
@@ -91,17 +92,20 @@ def _watch(app: App, project: Path, clients: int, seconds: float, should_stop: C
     page.close()
 
 
-def _visit(port: int, delay: float, polls: _Polls, end: threading.Event) -> None:
-    """One visitor: opens the page and polls it until the end."""
-    end.wait(delay + random.random() * POLL_SECONDS)
-    page: Page | None = None
+def _open(port: int) -> Page:
+    page = Page(port)
+    page.load()
+    return page
+
+
+def _visit(port: int, page: Page | None, polls: _Polls, end: threading.Event) -> None:
+    """One visitor: polls the page until the end, and opens it anew after an error."""
+    end.wait(random.random() * POLL_SECONDS)
     while not end.is_set():
         started = time.monotonic()
         try:
             if page is None:
-                page = Page(port)
-                page.load()
-                polls.opening.append(time.monotonic() - started)
+                page = _open(port)
             else:
                 came = page.num_bytes
                 page.poll()
