@@ -44,7 +44,7 @@ def framed(
     num_mark_rows: int = 0,
     has_hint: bool = False,
 ) -> tuple[Figure, Axes]:
-    """Axes under a legend that lies above them. The margins are fixed: to have them laid out takes most of the time."""
+    """Axes under a legend that lies above them. The margins are fixed: laying them out draws twice."""
     width, height = size
     figure = Figure(figsize=size)
     figure.set_facecolor(palette.paper or "none")
@@ -78,7 +78,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
 
 
 def name_y(axes: Axes, text: str, palette: Palette) -> None:
-    """Names the y axis, at a fixed place: to have the numbers beside it measured takes as long as to draw them."""
+    """Names the y axis, at a fixed place: else every number beside it is measured for each drawing."""
     axes.set_ylabel(text, color=palette.muted, fontsize=TEXT + 1)
     axes.yaxis.set_label_coords(-0.43 * _INCH / axes.bbox.width, 0.5)
 
