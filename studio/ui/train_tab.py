@@ -86,7 +86,8 @@ def build_train_tab(
             now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, number)
         if now == last:
             return [gr.skip()] * len(watched)
-        if now.live is None or snapshot is None:
+        curves = now.live
+        if curves is None or snapshot is None:
             return [now, "", gr.Timer(IDLE_SECONDS), *controls.clear(can_start), *live.clear()]
         is_same = last is not None and (now.standing, now.can_start) == (last.standing, last.can_start)
         now = now if is_same else replace(now, number=number + 1)
@@ -98,7 +99,7 @@ def build_train_tab(
             gr.skip() if is_same else live_markup.pulse(snapshot, w),
             gr.skip() if is_same else gr.Timer(POLL_SECONDS if is_live else IDLE_SECONDS),
             *head,
-            *live.show(now.live, last.live if last else None, snapshot),
+            *live.show(curves, last.live if last else None, snapshot),
         ]
 
     looking: dict[str, Any] = {
