@@ -22,12 +22,12 @@ from studio.core.train.runs import (
     size_on_disk,
     write_csv,
 )
+from studio.view.run_lines import sample_line
 from studio.view.run_rows import (
     checkpoint_line,
     difference_rows,
     moment,
     run_row,
-    sample_line,
     size_text,
     value_text,
 )

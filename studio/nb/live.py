@@ -16,6 +16,7 @@ from studio.core.train.job import TrainJob
 from studio.core.train.requests import Request, is_asked
 from studio.nb.training import POLL_SECONDS, TrainPanel, status_lines
 from studio.view.plots import figure_png
+from studio.view.progress import share
 from studio.view.run_figures import draw_details, draw_run
 from studio.view.run_lines import sample_line
 from studio.view.words import Words
@@ -74,7 +75,7 @@ class LivePanel(TrainPanel):
             if is_alive:
                 lines += map(escape, self._pending(snapshot, asked))
             self.status.value = "<br>".join([*lines, *([self._complaint] if self._complaint else [])])
-            self.bar.value = _share(snapshot)
+            self.bar.value = share(snapshot)
             self._show_buttons(asked, is_alive)
             if is_new:
                 self.chart.value = figure_png(draw_run(snapshot, self._w))
@@ -141,14 +142,3 @@ class LivePanel(TrainPanel):
 
 def _picture() -> widgets.Image:
     return widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-
-
-def _share(snapshot: RunSnapshot) -> float:
-    """How much is done, 0 to 1: of the clips while they are encoded, of the sizes while they are measured, then of the
-    steps.
-    """
-    if snapshot.state is RunState.CACHING:
-        return snapshot.cache_done / max(1, snapshot.cache_total)
-    if snapshot.state is RunState.MEASURING:
-        return snapshot.fit_done / max(1, snapshot.fit_total)
-    return snapshot.step / max(1, snapshot.num_steps)

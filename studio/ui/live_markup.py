@@ -11,7 +11,7 @@ from studio.core.runlog import RunSnapshot, RunState
 from studio.core.train.requests import Request
 from studio.ui.markup import bar, failure, note, warning
 from studio.view.plots import PAGE, figure_svg
-from studio.view.progress import attention_line, fit_line, progress_line
+from studio.view.progress import attention_line, fit_line, progress_line, share
 from studio.view.run_figures import ChartView, draw_details, draw_run, shown_range
 from studio.view.run_lines import VISITS, clip_losses, figure, held_out_line, overfit_line, run_facts
 from studio.view.words import Words
@@ -77,17 +77,6 @@ def pulse(snapshot: RunSnapshot | None, w: Words) -> str:
         f"<div class='pulse' role='status'><b>{escape(w(f'state.{snapshot.state.value}'))}</b> "
         f"<span>{escape(progress_line(snapshot, w))}</span>{bar(share(snapshot))}</div>"
     )
-
-
-def share(snapshot: RunSnapshot) -> float:
-    """How much is done, 0 to 1: of the clips while they are encoded, of the sizes while they are measured, then of the
-    steps.
-    """
-    if snapshot.state is RunState.CACHING:
-        return snapshot.cache_done / max(1, snapshot.cache_total)
-    if snapshot.state is RunState.MEASURING:
-        return snapshot.fit_done / max(1, snapshot.fit_total)
-    return snapshot.step / max(1, snapshot.num_steps)
 
 
 def facts_line(snapshot: RunSnapshot, w: Words) -> str:

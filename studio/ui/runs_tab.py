@@ -31,7 +31,8 @@ from studio.ui import markup, runs_markup
 from studio.ui.workshop import Workshop
 from studio.view.plots import save_figure
 from studio.view.run_figures import draw_run
-from studio.view.run_rows import checkpoint_line, sample_line
+from studio.view.run_lines import sample_line
+from studio.view.run_rows import checkpoint_line
 from studio.view.words import Words
 
 logger = logging.getLogger(__name__)

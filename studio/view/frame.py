@@ -161,7 +161,9 @@ def set_x(
 
 def _clock_ticks(low: float, high: float, num_ticks: int, w: Words) -> tuple[list[float], list[str], str]:
     """Places in seconds, their texts, and the unit: by the length, and finer where a part of it is looked at."""
-    every = next((t for t in _TICK_SECONDS if (high - low) / t <= num_ticks), _TICK_SECONDS[-1])
+    longest = _TICK_SECONDS[-1]
+    many = longest * math.ceil((high - low) / longest / num_ticks)  # a clock may jump by years
+    every = next((t for t in _TICK_SECONDS if (high - low) / t <= num_ticks), many)
     every = every if high < 120 else max(1, every)
     ticks = [every * n for n in range(math.ceil(low / every), math.floor(high / every) + 1)]
     if high < 120:

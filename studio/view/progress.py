@@ -38,6 +38,17 @@ def progress_line(snapshot: RunSnapshot, w: Words) -> str:
     return " · ".join(parts)
 
 
+def share(snapshot: RunSnapshot) -> float:
+    """How much is done, 0 to 1: of the clips while they are encoded, of the sizes while they are measured, then of the
+    steps.
+    """
+    if snapshot.state is RunState.CACHING:
+        return snapshot.cache_done / max(1, snapshot.cache_total)
+    if snapshot.state is RunState.MEASURING:
+        return snapshot.fit_done / max(1, snapshot.fit_total)
+    return snapshot.step / max(1, snapshot.num_steps)
+
+
 def fit_line(snapshot: RunSnapshot, w: Words) -> str:
     """What was predicted of the run, and beside it, once it has ended, what it took; empty where neither is known."""
     if snapshot.fit is None:

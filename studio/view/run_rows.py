@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from studio.core.events import SampleSaved
 from studio.core.runlog import RunState
 from studio.core.train.runs import CheckpointState, Difference, RunFigures
 from studio.view.words import Words
@@ -85,19 +84,6 @@ def moment(time: float) -> str:
 def size_text(num_bytes: float, w: Words) -> str:
     """`3.4 MB` or `1.2 GB`."""
     return f"{w.number(num_bytes / 1e9, 1)} GB" if num_bytes >= 1e9 else f"{w.number(num_bytes / 1e6, 1)} MB"
-
-
-def sample_line(sample: SampleSaved, w: Words) -> str:
-    """`step 100 · start frame 34.1 dB · motion 12.0 · drift 3.1`, as much of it as is known."""
-    parts = [w("train.sample_step", step=sample.step)]
-    if sample.start_psnr is not None:
-        parts.append(w("runs.sample_start", db=w.number(sample.start_psnr, 1)))
-    if sample.motion is not None:
-        key = "runs.sample_frozen" if sample.is_frozen else "runs.sample_motion"
-        parts.append(w(key, levels=w.number(sample.motion, 1)))
-    if sample.drift is not None:
-        parts.append(w("runs.sample_drift", levels=w.number(sample.drift, 1)))
-    return " · ".join(parts)
 
 
 def checkpoint_line(checkpoint: CheckpointState, w: Words) -> str:
