@@ -29,7 +29,9 @@ from studio.core.runlog import RunFolder, RunState, list_runs
 from studio.view.terminal import write
 
 STEPS_A_LIFE = 2
-"""At most so many steps are taken before the next kill, and so many a kill the run is long."""
+"""After at most so many steps the next kill is due."""
+STEPS_A_KILL = 3
+"""So many a kill the run is long: a kill may come late, and a run that is done cannot be killed."""
 
 LOG = "log.txt"
 """In a project: what its processes print."""
@@ -37,6 +39,8 @@ LOG = "log.txt"
 _TOLD_EVERY = 10
 """Kills between two lines of progress."""
 
+_TAIL = 2000
+"""Characters of what a process printed last."""
 _SECONDS = 120
 """So long a process may take to start, or to end, before it is said to hang; a step may take a tenth of it."""
 
@@ -79,7 +83,7 @@ def compare_kills(
     """
     started = time.monotonic()
     draw = random.Random(seed)
-    num_steps = STEPS_A_LIFE * num_kills
+    num_steps = STEPS_A_KILL * num_kills
     settings: dict[str, Any] = {
         "gradient_accumulation_steps": 2, "lora_dropout": 0.1, "use_ema": True, "ema_decay": 0.9,
         "caption_dropout_probability": 0.3, "lr_scheduler": "cosine", "lr_warmup_steps": 2,
@@ -251,12 +255,11 @@ def _await_progress(config: Path, life: Life, step: int, *, is_saving: bool) -> 
 
 
 def _check(deadline: float, config: Path) -> None:
-    if time.monotonic() > deadline or (list_runs(config.parent / "runs") and _has_ended(_run(config))):
-        raise RuntimeError("The run ended or hangs before it could be killed.")
-
-
-def _has_ended(run: RunFolder) -> bool:
-    return run.state() in (RunState.FINISHED, RunState.FAILED)
+    runs = list_runs(config.parent / "runs")
+    state = runs[0].state() if runs else RunState.NEW
+    if time.monotonic() > deadline or state in (RunState.FINISHED, RunState.FAILED):
+        said = config.with_name(LOG).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+        raise RuntimeError(f"The run is {state} and could not be killed as planned. It said: {said}")
 
 
 def _run(config: Path) -> RunFolder:
