@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from studio.cli_runs import add_runs_command
 from studio.core.errors import OutOfMemory, StudioError
+from studio.core.runlog import RunFolder, RunState, newest_unfinished
 from studio.core.simpletuner import read_project
 from studio.view.terminal import (
     SampleBar,
@@ -29,6 +30,7 @@ from studio.view.terminal import (
 )
 
 if TYPE_CHECKING:
+    from studio.core.config import RunConfig
     from studio.core.events import SampleEvent
     from studio.core.sample.request import Refinement, SampleRequest
     from studio.core.simpletuner import Project
@@ -283,9 +285,6 @@ def _mend(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from studio.core.model.load import load_bundle
-    from studio.core.runlog import RunState, newest_unfinished
-    from studio.core.train.job import run_inline
     from studio.core.train.preflight import preflight
 
     _quiet_libraries()
@@ -294,24 +293,38 @@ def _train(options: argparse.Namespace) -> int:
         print_report(report)
         return USER_ERROR
     print_problems(report)
-    resume = newest_unfinished(project.run.output_dir, project.run.data) if options.resume else None
-    config = resume.config() if resume else project.run
-    if not resume:
-        plan = preflight(config, report)
-        print_preflight(plan)
-        if not plan.is_ok:
-            return USER_ERROR
+    if options.resume:
+        return follow(newest_unfinished(project.run.output_dir, project.run.data))
+    plan = preflight(project.run, report)
+    print_preflight(plan)
+    return follow(project.run, report) if plan.is_ok else USER_ERROR
+
+
+def follow(what: RunConfig | RunFolder, report: DatasetReport | None = None) -> int:
+    """Trains a new run, or goes on with one, and shows how it goes; Ctrl-C or SIGTERM stops it after its step. Returns
+    the exit code; `report` spares a second check.
+
+    Raises StudioError when nothing begins.
+    """
+    from studio.core.model.load import load_bundle
+    from studio.core.train.hub import last_upload
+    from studio.core.train.job import run_inline
+
+    resume = what if isinstance(what, RunFolder) else None
+    config = what.config() if isinstance(what, RunFolder) else what
     bar = TrainBar()
     should_stop = _interrupted(signals=(signal.SIGINT, signal.SIGTERM))
     try:
         folder = run_inline(
-            config, partial(load_bundle, config.model), on_event=bar.show, should_stop=should_stop,
-            report=None if resume else report, resume=resume,
+            config, partial(load_bundle, config.model), on_event=bar.show, should_stop=should_stop, report=report,
+            resume=resume,
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     print_hint(folder)
+    if config.sharing.push_to_hub and (upload := last_upload(folder)) and upload.url:
+        print(f"The LoRA is at {upload.url}")
     print(f"The run is in {folder.path}")
     return 0 if folder.state() in (RunState.FINISHED, RunState.STOPPED) else USER_ERROR
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from studio.core.errors import ConfigError, StudioError
-from studio.core.runlog import RunFolder, RunState, list_runs
+from studio.core.runlog import RunFolder, list_runs
 from studio.core.simpletuner import DEFAULT_OUTPUT
 from studio.core.train.runs import (
     branch_run,
@@ -70,7 +69,7 @@ def add_runs_command(commands: Any) -> None:
     go_on = action("continue", _continue, "go on with an unfinished run, or from a checkpoint as a new one")
     go_on.add_argument("--from-step", type=int, metavar="N", help="a new run from the checkpoint of this step")
     delete = action("delete", _delete, "delete a run with all that it made; asks first")
-    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.add_argument("--yes", action="store_true", help="do not ask; RUN is then the whole name")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -160,10 +159,7 @@ def _upload(options: argparse.Namespace) -> int:
 
 
 def _continue(options: argparse.Namespace) -> int:
-    from studio.cli import USER_ERROR, _interrupted, _quiet_libraries
-    from studio.core.model.load import load_bundle
-    from studio.core.train.job import run_inline
-    from studio.view.terminal import TrainBar
+    from studio.cli import _quiet_libraries, follow
 
     _quiet_libraries()
     run = _found(options)
@@ -172,23 +168,18 @@ def _continue(options: argparse.Namespace) -> int:
             f"The run {run.name} is not one that ended half-way.", "Give --from-step to go on from a checkpoint."
         )
     run = run if options.from_step is None else branch_run(run, options.from_step)
-    config, bar = run.config(), TrainBar()
-
     try:
-        folder = run_inline(
-            config, partial(load_bundle, config.model), on_event=bar.show, should_stop=_interrupted(), resume=run
-        )
+        return follow(run)
     except StudioError:
         if options.from_step is not None:
             # It was made a moment ago, and holds nothing that its origin has not.
             delete_run(run)
         raise
-    write(f"The run is in {folder.path}")
-    return 0 if folder.state() in (RunState.FINISHED, RunState.STOPPED) else USER_ERROR
 
 
 def _delete(options: argparse.Namespace) -> int:
-    w, run = words("en"), _found(options)
+    # Nobody reads here which run it is: only its whole name will do.
+    w, run = words("en"), find_run(options.runs, options.which, is_whole=options.yes)
     size = size_text(size_on_disk(run.path), w)
     question = w("runs.delete_what", name=run.name, began=moment(figures(run).began), size=size)
     if not options.yes:

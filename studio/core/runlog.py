@@ -17,7 +17,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -259,7 +259,11 @@ def list_runs(output_dir: Path) -> tuple[RunFolder, ...]:
     """The runs in a folder, newest first; none when the folder is not there."""
     if not output_dir.is_dir():
         return ()
-    configs = [(path.parent, path.stat().st_mtime_ns) for path in output_dir.absolute().glob(f"*/{CONFIG_FILE}")]
+    configs: list[tuple[Path, int]] = []
+    for path in output_dir.absolute().glob(f"[!.]*/{CONFIG_FILE}"):
+        # Someone may delete a run right now.
+        with suppress(FileNotFoundError):
+            configs.append((path.parent, path.stat().st_mtime_ns))
     # The name tells the second; within one second the clock of the file system decides.
     newest_first = sorted(configs, key=lambda run: (run[0].name[:15], run[1]), reverse=True)
     return tuple(RunFolder(path) for path, _ in newest_first)

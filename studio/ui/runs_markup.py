@@ -131,7 +131,10 @@ def upload(last: Upload | None, w: Words) -> str:
     when = escape(moment(last.time))
     if not last.url:
         return f"<p class='note'>{when}</p>" + failure(StudioError(last.message, last.remedy), w)
-    link = f"<a href='{escape(last.url)}' target='_blank' rel='noopener noreferrer'>{escape(last.name)}</a>"
+    link = escape(last.name)
+    # The file that tells it may come from elsewhere, with its run.
+    if last.url.startswith(("https://", "http://")):
+        link = f"<a href='{escape(last.url)}' target='_blank' rel='noopener noreferrer'>{link}</a>"
     who = escape(w("runs.hub_private" if last.is_private else "runs.hub_public"))
     return f"<p class='note' role='status'>{when} · {link} · {who}</p>"
 

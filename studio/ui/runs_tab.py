@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,17 +25,13 @@ from studio.core.train.runs import (
     sample_file,
     side_by_side,
     size_on_disk,
-    write_csv,
 )
 from studio.ui import markup, runs_markup
 from studio.ui.workshop import Workshop
-from studio.view.plots import save_figure
-from studio.view.run_figures import draw_run
+from studio.view.figure_files import save_figures
 from studio.view.run_lines import sample_line
 from studio.view.run_rows import checkpoint_line
 from studio.view.words import Words
-
-logger = logging.getLogger(__name__)
 
 PAGE_SIZE = 20
 """Runs on one page of the table."""
@@ -98,7 +94,7 @@ class RunsTab:
     """open_run(name, step) -> updates for `open_outputs`: that run, and its checkpoint of that step."""
     open_outputs: list[Any]
     refresh: Callable[..., list[Any]]
-    """refresh(page, chosen, ticked) -> updates for `outputs`."""
+    """refresh(*`refresh_inputs`) -> updates for `outputs`."""
     refresh_inputs: list[Any]
     outputs: list[Any]
     leave: Callable[[], Any]
@@ -112,6 +108,8 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
     """Lays the room out and connects it; a run that goes on is shown in the room Train of `tabs`."""
     cache = RunCache()
     page, chosen, ticked, doomed = gr.State(0), gr.State(None), gr.State([]), gr.State(None)
+    # Of the run that is shown: the step whose checkpoint and samples someone asked for.
+    wanted = gr.State(None)
     timer = gr.Timer(LIVE_SECONDS, active=False)
     with gr.Row(elem_classes="head-row"):
         status = gr.HTML(markup.note(w("runs.head")), elem_id="runs-status")
@@ -188,7 +186,7 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
     ]  # fmt: skip
 
     def run_of(name: str | None) -> RunFolder:
-        return find_run(workshop.output_dir, name or "")
+        return find_run(workshop.output_dir, name or "", is_whole=True)
 
     def show_list(at: int, name: str | None, marked: list[str]) -> list[Any]:
         runs = list_runs(workshop.output_dir)
@@ -215,24 +213,26 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
             return _nothing(markup.failure(error, w), len(detailed))
         return _nothing(markup.note(w("runs.hint_more" if marked else "runs.hint")), len(detailed))
 
-    def refresh(at: int, name: str | None, marked: list[str]) -> list[Any]:
+    def refresh(at: int, name: str | None, step: int | None, marked: list[str]) -> list[Any]:
         names = {run.name for run in list_runs(workshop.output_dir)}
         name, marked = name if name in names else None, [one for one in marked if one in names]
-        return [name, marked, *show_list(at, name, marked), *show_right(name, marked)]
+        return [name, step, marked, *show_list(at, name, marked), *show_right(name, marked, step)]
 
     def open_run(name: str, step: int | None = None) -> list[Any]:
         names = [run.name for run in list_runs(workshop.output_dir)]
         at = names.index(name) // PAGE_SIZE if name in names else 0
-        return [at, name, [], *show_list(at, name, []), *show_right(name, [], step)]
+        return [at, name, step, [], *show_list(at, name, []), *show_right(name, [], step)]
 
-    def choose(name: str | None, marked: list[str], event: gr.EventData) -> list[Any]:
-        wanted, boxes = event._data.get("run"), event._data.get("ticked")
+    def choose(name: str | None, step: int | None, marked: list[str], event: gr.EventData) -> list[Any]:
+        pressed, boxes = event._data.get("run"), event._data.get("ticked")
         if isinstance(boxes, list):
-            marked = [box for box in boxes if isinstance(box, str)][:2]
-        elif isinstance(wanted, str):
+            # The page may still know the box of a run that is deleted by now.
+            names = {run.name for run in list_runs(workshop.output_dir)}
+            marked = [box for box in boxes if isinstance(box, str) and box in names][:2]
+        elif isinstance(pressed, str):
             # Whoever looks at one run has done with the comparison; the boxes stay.
-            return [wanted, marked, *show_right(wanted, [])]
-        return [name, marked, *show_right(name, marked)]
+            return [pressed, None, marked, *show_right(pressed, [])]
+        return [name, step, marked, *show_right(name, marked, step)]
 
     def turn(at: int, by: int, name: str | None, marked: list[str]) -> list[Any]:
         last = (len(list_runs(workshop.output_dir)) - 1) // PAGE_SIZE
@@ -246,6 +246,13 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
         except StudioError as error:
             return markup.failure(error, w), gr.skip()
         return "", gr.Tabs(selected="train")
+
+    def go_on_with(name: str | None) -> RunFolder:
+        run = run_of(name)
+        if not run.state().can_resume:
+            # It was gone on with elsewhere since the page was drawn.
+            raise StudioError(w("runs.not_half_way"), w("runs.not_half_way_remedy"))
+        return workshop.resume(run)
 
     def start_branch(name: str | None, step: int | None) -> RunFolder:
         if step is None:
@@ -262,15 +269,17 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
 
     def made(make: Callable[[Path], tuple[str, list[Path]]]) -> list[Any]:
         """What was said of new files, and the files; they lie in a new private folder."""
+        folder = Path(tempfile.mkdtemp(prefix="run-", dir=workshop.folder))
         try:
-            said, new = make(Path(tempfile.mkdtemp(prefix="run-", dir=workshop.folder)))
+            said, new = make(folder)
         except StudioError as error:
+            shutil.rmtree(folder, ignore_errors=True)
             return [markup.failure(error, w), gr.skip()]
         return [markup.note(said), gr.update(value=[str(file) for file in new], visible=True)]
 
-    def export_it(name: str | None, wanted: str) -> Iterator[list[Any]]:
+    def export_it(name: str | None, asked: str) -> Iterator[list[Any]]:
         def make(folder: Path) -> tuple[str, list[Path]]:
-            layout = next((one for one in Layout if one == wanted), Layout.DIFFUSERS)
+            layout = next((one for one in Layout if one == asked), Layout.DIFFUSERS)
             file = export_lora(run_of(name), layout, folder)
             return w("runs.exported", name=file.name), sorted(folder.iterdir())
 
@@ -278,7 +287,7 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
         yield made(make)
 
     def series_of(name: str | None) -> list[Any]:
-        return made(lambda folder: (w("runs.series_said"), _series(run_of(name), folder, w)))
+        return made(lambda folder: (w("runs.series_said"), list(save_figures(run_of(name), folder, w))))
 
     def card_of(name: str | None) -> list[Any]:
         return made(lambda folder: (w("runs.card_said"), list(write_card(run_of(name), folder))))
@@ -296,27 +305,27 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
         try:
             run = run_of(name)
         except StudioError as error:
-            return [None, gr.skip(), markup.failure(error, w)]
+            return [None, gr.skip(), gr.skip(), markup.failure(error, w)]
         what = runs_markup.doom(cache.figures(run), size_on_disk(run.path), w)
-        return [run.name, gr.update(visible=True), what]
+        return [run.name, gr.update(visible=True), what, ""]
 
     def delete_it(name: str | None, at: int, marked: list[str]) -> list[Any]:
         try:
             delete_run(run_of(name))
         except StudioError as error:
-            return [markup.failure(error, w), *[gr.skip()] * (2 + len(listed) + len(detailed))]
-        return [markup.note(w("runs.deleted", name=name)), *refresh(at, None, marked)]
+            return [markup.failure(error, w), *[gr.skip()] * len(outputs)]
+        return [markup.note(w("runs.deleted", name=name)), *refresh(at, None, None, marked)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
-    outputs = [chosen, ticked, *listed, *detailed]
-    table.click(choose, [chosen, ticked], [chosen, ticked, *detailed], trigger_mode="multiple", **quiet)
+    outputs = [chosen, wanted, ticked, *listed, *detailed]
+    picked = [chosen, wanted, ticked]
+    table.click(choose, picked, [*picked, *detailed], trigger_mode="multiple", **quiet)
+    checkpoint.input(lambda step: step, checkpoint, wanted, **at_once)
     newer.click(lambda *now: turn(now[0], -1, *now[1:]), [page, chosen, ticked], [page, *listed], **at_once)
     older.click(lambda *now: turn(now[0], 1, *now[1:]), [page, chosen, ticked], [page, *listed], **at_once)
     timer.tick(show_list, [page, chosen, ticked], listed, **at_once)
-    continued = go_on.click(
-        lambda name: resume(lambda: workshop.resume(run_of(name))), chosen, [message, tabs], **quiet
-    )
+    continued = go_on.click(lambda name: resume(lambda: go_on_with(name)), chosen, [message, tabs], **quiet)
     branched = branch.click(
         lambda name, step: resume(lambda: start_branch(name, step)), [chosen, checkpoint], [message, tabs], **quiet
     )
@@ -324,7 +333,7 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
     series.click(series_of, chosen, [said_files, files], **quiet)
     card.click(card_of, chosen, [said_files, files], **quiet)
     to_hub.click(upload, [chosen, hub_name, is_private], said_hub, **quiet)
-    asked = delete.click(ask, chosen, [doomed, confirm, doom], **at_once)
+    asked = delete.click(ask, chosen, [doomed, confirm, doom, message], **at_once)
     asked.then(None, None, None, js=SHOW_DOOM)
     keep.click(lambda: gr.update(visible=False), None, confirm, **at_once)
     really.click(delete_it, [doomed, page, ticked], [message, *outputs], **quiet)
@@ -332,7 +341,7 @@ def build_runs_tab(workshop: Workshop, w: Words, tabs: gr.Tabs) -> RunsTab:
         open_run=open_run,
         open_outputs=[page, *outputs],
         refresh=refresh,
-        refresh_inputs=[page, chosen, ticked],
+        refresh_inputs=[page, *picked],
         outputs=outputs,
         leave=lambda: gr.Timer(active=False),
         timer=timer,
@@ -347,7 +356,7 @@ def _nothing(hint: str, length: int) -> list[Any]:
 
 def _detail(workshop: Workshop, cache: RunCache, run: RunFolder, step: int | None, w: Words, length: int) -> list[Any]:
     """Updates of everything that shows one run, in the order of `detailed`. Raises StudioError."""
-    config, snapshot, figures = run.config(), run.snapshot(), cache.figures(run)
+    config, snapshot, figures = run.config(), cache.snapshot(run), cache.figures(run)
     found = cache.checkpoints(run)
     choices = [(checkpoint_line(one, w), one.step) for one in found if not one.damage]
     steps = [value for _, value in choices]
@@ -412,12 +421,3 @@ def _place_of(snapshot: RunSnapshot, step: int | None, count: int) -> int | None
     """Which of the samples, newest first, is the first of a step."""
     steps = [sample.step for sample in reversed(snapshot.samples)]
     return steps.index(step) if step in steps and len(steps) == count else None
-
-
-def _series(run: RunFolder, folder: Path, w: Words) -> list[Path]:
-    """The curve as PNG and SVG, the numbers as CSV."""
-    figure = draw_run(run.snapshot(), w)
-    pictures = [save_figure(figure, folder / f"{run.name}-loss.{ending}") for ending in ("png", "svg")]
-    numbers = folder / f"{run.name}.csv"
-    write_csv(run, numbers)
-    return [*pictures, numbers]

@@ -66,8 +66,12 @@ def write(line: str = "") -> None:
     """A line to standard output, at once; what would give orders to a terminal is left out, and bytes of a name that
     are no UTF-8 are written out.
     """
-    sys.stdout.write(_CONTROL.sub("", line).encode("utf-8", "backslashreplace").decode() + "\n")
+    sys.stdout.write(_plain(line) + "\n")
     sys.stdout.flush()
+
+
+def _plain(line: str) -> str:
+    return _CONTROL.sub("", line).encode("utf-8", "backslashreplace").decode()
 
 
 def print_report(report: DatasetReport) -> None:
@@ -250,7 +254,7 @@ class TrainBar:
         self._bar.update(done - self._bar.n)
 
     def _note(self, line: str) -> None:
-        tqdm.write(line) if self._bar is not None else write(line)
+        tqdm.write(_plain(line)) if self._bar is not None else write(line)
 
     def _close(self) -> None:
         if self._bar is not None:

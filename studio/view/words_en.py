@@ -467,6 +467,8 @@ TEXTS = {
     "runs.some_damaged": "{damaged} of {n} checkpoints are damaged:",
     "runs.checkpoint": "Checkpoint",
     "runs.branch": "Continue as a new run",
+    "runs.not_half_way": "This run is not one that ended half-way.",
+    "runs.not_half_way_remedy": "Continue it as a new run, from one of its checkpoints.",
     "runs.no_checkpoint_chosen": "No checkpoint is chosen.",
     "runs.no_checkpoint_remedy": "Choose one of the list.",
     "runs.files": "Take it along",

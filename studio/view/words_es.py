@@ -467,6 +467,8 @@ TEXTS = {
     "runs.some_damaged": "{damaged} de {n} puntos de control están dañados:",
     "runs.checkpoint": "Punto de control",
     "runs.branch": "Continuar aparte",
+    "runs.not_half_way": "Este entrenamiento no quedó a medias.",
+    "runs.not_half_way_remedy": "Continúalo aparte, desde uno de sus puntos de control.",
     "runs.no_checkpoint_chosen": "No hay ningún punto de control elegido.",
     "runs.no_checkpoint_remedy": "Elige uno de la lista.",
     "runs.files": "Llévatelo",

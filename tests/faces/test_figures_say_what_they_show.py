@@ -205,7 +205,8 @@ def test_runs_over_one_another_are_told_apart_by_more_than_colour(run_of):
 def test_figures_of_a_run_are_files_and_nothing_is_overwritten(run_of, tmp_path):
     run = run_of([0.5, 0.4], [look(0, 0.5)])
     files = save_figures(run, tmp_path / "deep/figures", EN)
-    assert [file.name for file in files] == ["loss.png", "loss.svg", "details.svg", "steps.csv"]
+    names = ["loss.png", "loss.svg", "details.svg", "steps.csv"]
+    assert [file.name for file in files] == [f"{run.name}-{name}" for name in names]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     assert all("</svg>" in file.read_text() for file in files[1:3])
     assert len(files[3].read_text().splitlines()) == 3

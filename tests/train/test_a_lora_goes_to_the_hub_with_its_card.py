@@ -19,8 +19,8 @@ from studio.core.errors import AdapterError, ConfigError, UploadError
 from studio.core.events import HeldOutLoss, SampleSaved
 from studio.core.model.lora import LORA_FILE
 from studio.core.runlog import RunFolder, RunState
-from studio.core.sample.video import write_video
-from studio.core.train.card import write_card
+from studio.core.sample.video import read_settings, read_video, write_video
+from studio.core.train.card import card_text, write_card
 from studio.core.train.hub import last_upload, upload_run
 from studio.core.train.job import TrainJob
 
@@ -33,7 +33,7 @@ def add_sample(run, step, name="shape_0", *, level=0, prompt="a circle hops"):
     base = f"samples/base-{name}-0123abcd.mp4"
     path = f"samples/step-{step:06d}-{name}.mp4"
     for file in (base, path):
-        write_video(run.path / file, frames, 15, {})
+        write_video(run.path / file, frames, 15, {"model": "/home/someone/mine", "seed": 3})
     run.append(SampleSaved(step=step, path=path, prompt=prompt, base=base, start_psnr=31.2, motion=12.5, drift=3.4))
 
 
@@ -146,8 +146,11 @@ def test_the_card_says_what_the_lora_is_in_numbers(trained, tmp_path):
     assert "0.750 of the base model's" in card.text
     assert "start frame kept at 31.2 dB" in card.text
     assert f"--lora {LORA_FILE}" in card.text
+    assert read_settings(files[1]) == {"model": "mine", "seed": 3}
+    assert not any(b"/home/" in file.read_bytes() for file in files), "no path leaves the machine"
     with Image.open(files[2]) as picture:
         assert picture.size == (4 * 48, 2 * 32)
+    assert len(read_video(files[1])[0]) == 5
     with pytest.raises(ConfigError, match="card holds something already"):
         write_card(trained, tmp_path / "card")
 
@@ -186,6 +189,25 @@ def test_a_repository_that_holds_something_else_is_left_alone(trained, hub):
     with pytest.raises(UploadError, match="me/book holds something else, such as README.md"):
         upload_run(trained, "me/book")
     assert hub.files == {"me/book": {"README.md": b"a book"}}
+
+
+def test_what_is_to_be_private_goes_to_no_repository_that_everyone_can_see(trained, hub):
+    hub.repositories["me/open"] = False
+    with pytest.raises(UploadError, match="Everyone can see the repository me/open") as caught:
+        upload_run(trained, "me/open")
+    assert caught.value.remedy.endswith(" --public")
+    assert hub.files == {}
+    assert not upload_run(trained, "me/open", is_private=False).is_private
+
+
+def test_a_folder_in_the_form_of_a_hub_id_is_not_said_to_be_on_the_hub(config, tmp_path, monkeypatch):
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    sources = [replace(config, model=replace(config.model, source=name)) for name in ("models/mine", "owner/mine")]
+    run = RunFolder.create(tmp_path / "runs", config)
+    cards = [card_text(run.name, one, run.snapshot(), None) for one in sources]
+    assert ["huggingface.co" in card for card in cards] == [False, True]
+    assert "models/mine" not in cards[0]
 
 
 def test_what_the_hub_refuses_is_one_sentence_with_the_command_that_tries_again(trained, hub, monkeypatch, capsys):

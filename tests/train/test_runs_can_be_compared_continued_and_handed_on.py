@@ -1,16 +1,20 @@
 """What can be done with a run once it lies there: figures, differences, a branch, an export, a CSV, deletion."""
 
 import csv
+import errno
 import io
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from studio.cli import main
+from studio.cli_runs import LAYOUTS
 from studio.core.config import NoiseConfig
-from studio.core.errors import AdapterError, CheckpointError, ConfigError, JobAlreadyRunning
+from studio.core.errors import AdapterError, CheckpointError, ConfigError, DiskFull, JobAlreadyRunning
 from studio.core.events import RunResumed, SampleSaved
 from studio.core.model.lora import LoraFile, loras_applied
 from studio.core.runlog import RunFolder, RunState, list_runs
@@ -70,6 +74,15 @@ def test_an_export_that_loses_or_changes_something_is_not_handed_out(trained, tm
         monkeypatch.setitem(exporting._CONVERT, Layout.DIFFUSERS, broken)
         with pytest.raises(AdapterError, match=said):
             export_lora(trained, Layout.DIFFUSERS, tmp_path / str(number))
+        assert not any((tmp_path / str(number)).iterdir())
+
+
+def test_where_nothing_can_be_written_nothing_is_exported(trained, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file/deep"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            export_lora(trained, Layout.PEFT, folder)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_run_without_a_lora_has_nothing_to_export(config, tmp_path):
@@ -101,6 +114,20 @@ def test_a_checkpoint_that_is_not_there_or_is_damaged_gives_no_branch(trained):
     assert list_runs(trained.path.parent) == (trained,)
 
 
+def test_a_branch_that_has_no_room_or_cannot_be_written_leaves_nothing(trained, monkeypatch):
+    def gone(*_, **__):
+        raise shutil.Error([("from", "to", "it is gone")])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copytree", gone)
+        with pytest.raises(ConfigError, match="the checkpoint cannot be copied"):
+            branch_run(trained, 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(DiskFull, match="The disk is full: the checkpoint needs"):
+        branch_run(trained, 2)
+    assert list_runs(trained.path.parent) == (trained,)
+
+
 def test_a_run_is_deleted_unless_it_lives(trained):
     with trained.locked(), pytest.raises(JobAlreadyRunning):
         delete_run(trained)
@@ -113,6 +140,17 @@ def test_a_run_is_deleted_unless_it_lives(trained):
     with pytest.raises(ConfigError):
         delete_run(RunFolder(other))
     assert other.is_dir(), "what is no run is not deleted"
+
+
+def test_what_is_half_deleted_is_no_run_any_more(trained, monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(ConfigError, match="cannot be deleted: Permission denied") as caught:
+        delete_run(trained)
+    assert caught.value.remedy == f"Delete the folder .{trained.name}.deleted."
+    assert list_runs(trained.path.parent) == ()
 
 
 def test_the_figures_of_a_run(trained):
@@ -210,6 +248,8 @@ def test_a_run_is_found_by_the_beginning_of_its_name(config):
     for name, said in (("2", "begins several"), ("", "is no run"), ("..", "is no run"), ("x" * 300, "is no run")):
         with pytest.raises(ConfigError, match=said):
             find_run(config.output_dir, name)
+    with pytest.raises(ConfigError, match="is no run"):
+        find_run(config.output_dir, runs[0].name[:-1], is_whole=True)
 
 
 def test_the_command_line_shows_compares_and_hands_on(trained, config, run, tmp_path, capsys):
@@ -217,6 +257,7 @@ def test_the_command_line_shows_compares_and_hands_on(trained, config, run, tmp_
         assert main(["runs", *map(str, arguments), "--runs", str(config.output_dir)]) == code
         return capsys.readouterr()
 
+    assert tuple(Layout) == LAYOUTS
     other = run(replace(config, seed=8))
     listed = said("list").out.splitlines()
     assert [trained.name in line for line in listed] == [False, False, True]
@@ -242,6 +283,8 @@ def test_the_command_line_continues_and_deletes(trained, config, capsys, monkeyp
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert main(["runs", "delete", branch.name, *folder]) == 1
     assert capsys.readouterr().err.endswith("Give --yes.\n")
+    assert main(["runs", "delete", branch.name[:-1], "--yes", *folder]) == 1
+    assert "is no run in" in capsys.readouterr().err
     assert branch.path.is_dir()
     assert main(["runs", "delete", branch.name, "--yes", *folder]) == 0
     assert list_runs(config.output_dir) == (trained,)

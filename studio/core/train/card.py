@@ -5,8 +5,8 @@ Source of the front matter: the hub's model card metadata (`huggingface_hub.Mode
 
 from __future__ import annotations
 
+import json
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
@@ -14,17 +14,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import av
 import numpy as np
 from huggingface_hub import ModelCardData
 from PIL import Image
 
 from studio.core.config import RunConfig
-from studio.core.errors import AdapterError, ConfigError
+from studio.core.errors import AdapterError
 from studio.core.events import SampleSaved
 from studio.core.model.lora import LORA_FILE
 from studio.core.runlog import RunFolder, RunSnapshot
 from studio.core.sample.figures import FROZEN_BELOW
-from studio.core.sample.video import read_video
+from studio.core.sample.video import read_settings, read_video
+from studio.core.train.disk import make_empty_folder, not_written
+from studio.core.train.outcome import without_folders
 from studio.core.train.runs import RECENT, sample_file
 
 CARD, VIDEO, PICTURE = "README.md", "sample.mp4", "sample.jpg"
@@ -55,21 +58,22 @@ def write_card(run: RunFolder, folder: Path) -> tuple[Path, ...]:
         AdapterError: the run has no LoRA yet.
         ConfigError: the folder holds something, or cannot be written.
         MediaError: the sample cannot be read.
+
+    Of paths, which the settings in the video may name, only the last name is in them: cards are passed on.
     """
     config, snapshot = run.config(), run.snapshot()
     if snapshot.lora is None or not snapshot.lora.is_file():
         raise AdapterError(f"The run {run.name} has no LoRA yet.", "Stop it, or wait until it ends.")
     sample = _newest_sample(run, snapshot)
+    make_empty_folder(folder)
+    picture = _picture(sample) if sample else None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ConfigError(f"{folder.name} holds something already.", "Give a new folder; nothing is overwritten.")
-        if sample:
-            shutil.copyfile(sample.video, folder / VIDEO)
-            Image.fromarray(_picture(sample)).save(folder / PICTURE, quality=90)
+        if sample and picture is not None:
+            _copy_video(sample.video, folder / VIDEO)
+            Image.fromarray(picture).save(folder / PICTURE, quality=90)
         (folder / CARD).write_text(card_text(run.name, config, snapshot, sample), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}.", "Choose another place.") from error
+        raise not_written(folder, error) from error
     return tuple(file for name in (CARD, VIDEO, PICTURE) if (file := folder / name).is_file())
 
 
@@ -105,7 +109,9 @@ def _front_matter(config: RunConfig, sample: _Sample | None) -> str:
 
 
 def _is_on_the_hub(config: RunConfig) -> bool:
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.source) is not None
+    """True for a hub id; the folder `models/mine` has the form of one."""
+    source = config.model.source
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None and not Path(source).is_dir()
 
 
 def _model(config: RunConfig) -> str:
@@ -198,6 +204,18 @@ def _newest_sample(run: RunFolder, snapshot: RunSnapshot) -> _Sample | None:
             is_ours = base is not None and base.is_file() and base.is_relative_to(run.path.resolve())
             return _Sample(event=event, video=video, base=base if is_ours else None)
     return None
+
+
+def _copy_video(video: Path, copy: Path) -> None:
+    """The same frames, with the settings as they may be passed on. Raises OSError."""
+    with av.open(str(video), format="mov") as source, av.open(str(copy), "w") as target:
+        target.metadata["comment"] = json.dumps(without_folders(read_settings(video)), sort_keys=True)
+        frames = source.streams.video[0]
+        stream = target.add_stream_from_template(frames)
+        for packet in source.demux(frames):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
 
 
 def _picture(sample: _Sample) -> np.ndarray:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from studio.core.errors import DiskFull
+from studio.core.errors import ConfigError, DiskFull
 
 PIECE = 2**20
 """Bytes of one write: a file cut off by a full disk is cut off at one of them."""
@@ -41,6 +41,22 @@ def require_room(what: str, folder: Path, needed_bytes: int) -> None:
     """Raises DiskFull when `folder` has too little room for so many bytes."""
     if shutil.disk_usage(folder).free < needed_bytes:
         raise disk_full(what, folder, needed_bytes)
+
+
+def make_empty_folder(folder: Path) -> None:
+    """Makes the folder, or takes one that is empty. Raises ConfigError: it holds something, or cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
+    except OSError as error:
+        raise not_written(folder, error) from error
+    if not is_empty:
+        raise ConfigError(f"{folder.name} holds something already.", "Give a new folder; nothing is overwritten.")
+
+
+def not_written(path: Path, error: OSError) -> ConfigError:
+    """The error that says why a path that someone chose cannot be written."""
+    return ConfigError(f"{path} cannot be written: {error.strerror or error}.", "Choose another place.")
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from studio.core.errors import AdapterError, ConfigError
+from studio.core.errors import AdapterError
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.load import resolve_folder
 from studio.core.model.lora_file import PEFT_CONFIG, LoraWeights, load_lora
 from studio.core.model.lora_formats import State, to_comfyui, to_diffusers, to_peft, to_published, with_scales
 from studio.core.runlog import RunFolder
-from studio.core.train.disk import disk_full, is_full, write_synced
+from studio.core.train.disk import disk_full, is_full, make_empty_folder, not_written, write_synced
 
 TOLERANCE = 1e-5
 """Relative: what rounding may do to a LoRA that is written in another layout."""
@@ -63,20 +64,28 @@ def export_lora(run: RunFolder, layout: Layout, folder: Path) -> Path:
         notes = {key: value for key, value in (opened.metadata() or {}).items() if key.startswith("studio.")}
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt", **notes})
     file = folder / ("adapter_model.safetensors" if layout is Layout.PEFT else f"{run.name}-{layout}.safetensors")
+    make_empty_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise ConfigError(f"{folder.name} holds something already.", "Give a new folder; nothing is overwritten.")
         write_synced(file, data)
         if layout is Layout.PEFT:
             shutil.copyfile(lora.with_name(PEFT_CONFIG), folder / PEFT_CONFIG)
+        _compare(weights, load_lora(dit, file), file)
     except OSError as error:
-        file.unlink(missing_ok=True)
+        _remove(file)
         if is_full(error):
             raise disk_full(file.name, folder, len(data)) from error
-        raise ConfigError(f"{folder} cannot be written: {error.strerror}.", "Choose another place.") from error
-    _compare(weights, load_lora(dit, file), file)
+        raise not_written(folder, error) from error
+    except AdapterError:
+        _remove(file)
+        raise
     return file
+
+
+def _remove(file: Path) -> None:
+    """Takes back what is cut off, or is not the LoRA of the run."""
+    with suppress(OSError):
+        file.unlink(missing_ok=True)
+        file.with_name(PEFT_CONFIG).unlink(missing_ok=True)
 
 
 def _compare(ours: LoraWeights, theirs: LoraWeights, file: Path) -> None:

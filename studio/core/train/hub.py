@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -49,23 +50,22 @@ def default_name(run: RunFolder) -> str:
 
 def upload_command(run: RunFolder, name: str) -> str:
     """What to type to try again."""
-    return f'python -m studio runs upload {run.name} --name {name} --runs "{run.path.parent}"'
+    return shlex.join(
+        ("python", "-m", "studio", "runs", "upload", run.name, "--name", name, "--runs", str(run.path.parent))
+    )
 
 
 def upload_run(run: RunFolder, name: str, *, is_private: bool = True) -> Upload:
     """Brings the LoRA, its card and its newest sample to the repository `name` (`owner/name`, or a name of one's own)
-    and writes down what became of it. `is_private` is for a repository that is made now; one that is there keeps what
-    it is, and its history.
+    and writes down what became of it. One that is there keeps its history; with `is_private` it must be private.
 
     Raises:
         AdapterError: the run has no LoRA yet.
         MediaError: its sample cannot be read.
-        UploadError: no token, no network, no right, no such owner, or the repository holds other things.
+        UploadError: no token, no network, no right, no such owner, or the repository holds other things, or is public.
     """
     try:
-        with tempfile.TemporaryDirectory() as place:
-            files = upload_files(run, Path(place))
-            done = _upload(run, name, files, is_private)
+        done = _bring(run, name, is_private)
     except StudioError as error:
         _write_down(run, Upload(time=time.time(), name=name, message=error.message, remedy=error.remedy))
         raise
@@ -102,6 +102,16 @@ def upload_files(run: RunFolder, place: Path) -> dict[str, Path]:
     return {LORA_FILE: lora, **files}
 
 
+def _bring(run: RunFolder, name: str, is_private: bool) -> Upload:
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            return _upload(run, name, upload_files(run, Path(place)), is_private)
+    except OSError as error:
+        raise UploadError(
+            f"The model card cannot be made: {error.strerror or error}.", "Check that the disk is not full."
+        ) from error
+
+
 def _upload(run: RunFolder, name: str, files: dict[str, Path], is_private: bool) -> Upload:
     again = f"then: {upload_command(run, name)}"
     if not get_token():
@@ -117,9 +127,14 @@ def _upload(run: RunFolder, name: str, files: dict[str, Path], is_private: bool)
                 f"The repository {there} holds something else, such as {min(names)}.",
                 "Give another name; nothing is overwritten.",
             )
+        private = bool(api.repo_info(there).private)
+        if is_private and not private:
+            raise UploadError(
+                f"Everyone can see the repository {there}, and the upload was to be private.",
+                f"Give another name, or let everyone see it: {upload_command(run, name)} --public",
+            )
         operations = [CommitOperationAdd(path_in_repo=file, path_or_fileobj=path) for file, path in files.items()]
         api.create_commit(there, operations, commit_message=f"LoRA of the run {run.name}")
-        private = bool(api.repo_info(there).private)
     except LocalTokenNotFoundError as error:
         raise UploadError("The hub knows no token of this machine.", f"Log in with `hf auth login`, {again}") from error
     except HfHubHTTPError as error:

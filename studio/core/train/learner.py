@@ -33,7 +33,7 @@ from studio.core.train.step import Batch, clip_losses, collate, draw_noise
 from studio.core.types import Pair
 
 MAY_CHANGE = (
-    "output_dir", "validation", "model.device", "model.gradient_checkpointing", "model.keep_attention",
+    "output_dir", "sharing", "validation", "model.device", "model.gradient_checkpointing", "model.keep_attention",
     "model.blocks_to_swap", "model.block_swap_device", "model.group_offload", "model.vae_tiling", "optim.checkpoint",
     "lora.init_from",
 )  # fmt: skip

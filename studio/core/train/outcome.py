@@ -45,7 +45,7 @@ def describe_run(config: RunConfig, folder: RunFolder, bundle: ModelBundle, step
         "studio.steps": str(step),
         "studio.seed": str(config.seed),
         "studio.versions": json.dumps({name: _version(name) for name in PACKAGES}),
-        "studio.config": json.dumps(_without_folders(run_config_to_json(config))),
+        "studio.config": json.dumps(without_folders(run_config_to_json(config))),
     }
 
 
@@ -56,9 +56,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _without_folders(value: Any) -> Any:
+def without_folders(value: Any) -> Any:
+    """A JSON value with the last name alone of every absolute path in it."""
     if isinstance(value, dict):
-        return {key: _without_folders(item) for key, item in value.items()}
+        return {key: without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_folders(item) for item in value]
+        return [without_folders(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value

@@ -18,9 +18,11 @@ from studio.core.config_json import run_config_to_json
 from studio.core.errors import CheckpointError, ConfigError, StudioError
 from studio.core.events import CheckpointSaved, HeldOutLoss, SampleSaved, StepDone, encode_event
 from studio.core.filelock import is_locked
-from studio.core.runlog import CONFIG_FILE, EVENTS_FILE, LOCK_FILE, RunFolder, RunState, list_runs
+from studio.core.runlog import CONFIG_FILE, EVENTS_FILE, LOCK_FILE, RunFolder, RunSnapshot, RunState, list_runs
+from studio.core.runwatch import RunReader
 from studio.core.simpletuner_keys import CONFIG_KEYS, DATASET_KEYS, VIDEO_KEYS, Honoured
 from studio.core.train.checkpoint_files import list_checkpoints, verify_checkpoint
+from studio.core.train.disk import disk_full, is_full, require_room
 
 RECENT = 50
 """The loss of a run is the mean of this many last steps."""
@@ -79,6 +81,7 @@ class CheckpointState:
 class RunCache:
     """What is known of runs, read again only once their files have changed."""
 
+    _reader: RunReader = field(default_factory=RunReader)
     _figures: dict[Path, tuple[tuple[Any, ...], RunFigures]] = field(default_factory=dict)
     _checkpoints: dict[Path, tuple[tuple[Any, ...], CheckpointState]] = field(default_factory=dict)
 
@@ -87,8 +90,12 @@ class RunCache:
         key = _run_key(run)
         held = self._figures.get(run.path)
         if held is None or held[0] != key:
-            held = self._figures[run.path] = (key, figures(run))
+            held = self._figures[run.path] = (key, figures(run, self.snapshot(run)))
         return held[1]
+
+    def snapshot(self, run: RunFolder) -> RunSnapshot:
+        """As `run.snapshot()`; of a run that goes on only what is new is read."""
+        return self._reader.snapshot(run)
 
     def checkpoints(self, run: RunFolder) -> tuple[CheckpointState, ...]:
         """As `checkpoints_of`, a checkpoint anew when one of its files has another size or time."""
@@ -98,8 +105,8 @@ class RunCache:
     def _checkpoint(self, path: Path) -> CheckpointState | None:
         try:
             key = tuple(sorted((file.name, *_file_key(file)) for file in path.iterdir()))
-        except FileNotFoundError:
-            # The run that lives has pruned it.
+        except (FileNotFoundError, NotADirectoryError):
+            # The run that lives has pruned it, or it is no folder.
             return None
         held = self._checkpoints.get(path)
         if held is None or held[0] != key:
@@ -129,9 +136,9 @@ class Difference:
     """None where a run has no such setting."""
 
 
-def figures(run: RunFolder) -> RunFigures:
-    """What a run has come to."""
-    snapshot = run.snapshot()
+def figures(run: RunFolder, snapshot: RunSnapshot | None = None) -> RunFigures:
+    """What a run has come to; `snapshot` is what its folder says, where that is known already."""
+    snapshot = snapshot or run.snapshot()
     losses = [loss for _, loss in snapshot.losses[-RECENT:]]
     held_out = snapshot.held_out[-1] if snapshot.held_out else None
     return RunFigures(
@@ -152,10 +159,15 @@ def figures(run: RunFolder) -> RunFigures:
     )
 
 
-def find_run(output_dir: Path, name: str) -> RunFolder:
-    """The run of that name; a beginning of it will do where no other run begins so. Raises ConfigError."""
+def find_run(output_dir: Path, name: str, *, is_whole: bool = False) -> RunFolder:
+    """The run of that name; a beginning of it will do where no other run begins so, unless `is_whole`.
+
+    Raises ConfigError.
+    """
     runs = list_runs(output_dir)
-    found = [run for run in runs if run.name == name] or [run for run in runs if name and run.name.startswith(name)]
+    found = [run for run in runs if run.name == name]
+    if not found and name and not is_whole:
+        found = [run for run in runs if run.name.startswith(name)]
     if len(found) != 1:
         what = "begins several runs" if found else "is no run"
         raise ConfigError(f"{name[:80]} {what} in {output_dir}.", "Take a name of the list.")
@@ -243,7 +255,10 @@ def delete_run(run: RunFolder) -> None:
             run.path.rename(doomed)
         shutil.rmtree(doomed)
     except OSError as error:
-        raise ConfigError(f"The run {run.name} cannot be deleted: {error.strerror}.", "Delete its folder.") from error
+        left = doomed if doomed.exists() else run.path
+        raise ConfigError(
+            f"The run {run.name} cannot be deleted: {error.strerror or error}.", f"Delete the folder {left.name}."
+        ) from error
 
 
 def branch_run(run: RunFolder, step: int) -> RunFolder:
@@ -251,22 +266,35 @@ def branch_run(run: RunFolder, step: int) -> RunFolder:
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
+        ConfigError: its configuration cannot be read, or no run can be made here.
+        DiskFull: there is no room for it.
     """
     checkpoint = run.path / "checkpoints" / f"step-{step:06d}"
     if not checkpoint.is_dir():
         there = ", ".join(str(int(path.name[5:])) for path in list_checkpoints(checkpoint.parent)) or "none"
         raise CheckpointError(f"The run {run.name} has no checkpoint of step {step}.", f"There are: {there}.")
     verify_checkpoint(checkpoint)
-    config = run.config()
-    new = RunFolder.create(run.path.parent, config)
-    shutil.copytree(checkpoint, new.path / "checkpoints" / checkpoint.name)
+    config, needed, new = run.config(), size_on_disk(checkpoint), None
     kept = [
         encode_event(event, time=time)
         for time, event in run.events()
         if isinstance(event, StepDone | HeldOutLoss) and event.step <= step
     ]
-    (new.path / EVENTS_FILE).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    new.append(CheckpointSaved(step=step, path=f"checkpoints/{checkpoint.name}"))
+    try:
+        require_room("the checkpoint", run.path.parent, needed)
+        new = RunFolder.create(run.path.parent, config)
+        shutil.copytree(checkpoint, new.path / "checkpoints" / checkpoint.name)
+        (new.path / EVENTS_FILE).write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        new.append(CheckpointSaved(step=step, path=f"checkpoints/{checkpoint.name}"))
+    except OSError as error:
+        if new is not None:
+            shutil.rmtree(new.path, ignore_errors=True)
+        if is_full(error):
+            raise disk_full("the checkpoint", run.path.parent, needed) from error
+        what = error.strerror or "the checkpoint cannot be copied"
+        raise ConfigError(
+            f"No run can be made in {run.path.parent}: {what}.", "Check that the folder and the disk can be written."
+        ) from error
     return new
 
 
