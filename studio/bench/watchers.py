@@ -72,13 +72,15 @@ def _watch(app: App, project: Path, clients: int, seconds: float, should_stop: C
     write("\n| minute | polls | errors | p50 ms | p95 ms | max ms | KB a poll | server MB | s a step |")
     write("|---|---|---|---|---|---|---|---|---|")
     seen, started = 0, time.monotonic()
-    while time.monotonic() - started < seconds and not should_stop():
-        pace = _pace_over(run, min(60, seconds), should_stop)
-        now = len(polls.answers)
-        row = _row(polls.answers[seen:now], len(polls.errors), resident(app.pid), pace)
-        write(f"| {(time.monotonic() - started) / 60:.1f} | {row}")
-        seen = now
-    end.set()
+    try:
+        while time.monotonic() - started < seconds and not should_stop():
+            pace = _pace_over(run, min(60, seconds), should_stop)
+            now = len(polls.answers)
+            row = _row(polls.answers[seen:now], len(polls.errors), resident(app.pid), pace)
+            write(f"| {(time.monotonic() - started) / 60:.1f} | {row}")
+            seen = now
+    finally:
+        end.set()
     for thread in threads:
         thread.join()
     watched = _pace_between(run, started, time.monotonic())
