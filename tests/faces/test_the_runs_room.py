@@ -93,6 +93,21 @@ def test_a_run_is_looked_at_compared_and_taken_along(room, tmp_path):
     assert "All 2 checkpoints are whole" in page.inner_text("#run-checkpoints")
     page.wait_for_selector("#samples-of-run:has-text('step 4')")
 
+    def go_to(name):
+        page.get_by_role("tab", name=name, exact=True).click()
+
+    go_to("Train")
+    page.locator("#loss #marker-checkpoint-2").press("Enter")
+    page.wait_for_function("document.querySelector('#run-checkpoint input').value.includes('step 2')")
+    page.wait_for_timeout(1_000)  # the room was entered, and is drawn anew
+    assert "step 2" in page.input_value("#run-checkpoint input")
+    page.click("#run-checkpoint input")
+    page.click("[role=option]:has-text('step 4')")
+    go_to("Train")
+    go_to("Runs")
+    page.wait_for_timeout(1_000)
+    assert "step 4" in page.input_value("#run-checkpoint input")
+
     page.click("#run-export")
     page.wait_for_selector("#run-files-said :is(.failure, .note:has-text('landed'))", timeout=PATIENCE)
     assert "every key landed" in page.inner_text("#run-files-said")
