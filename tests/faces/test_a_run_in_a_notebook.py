@@ -100,7 +100,7 @@ def test_interrupting_a_cell_leaves_the_run_alone_and_a_stopped_run_goes_on(star
     wait_for(lambda: panel.run.snapshot().step)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     assert panel.wait() == panel.run
-    assert panel.job.is_alive
+    assert panel.job.is_alive, panel.run.snapshot().failure or panel.run.state()
     step = panel.run.snapshot().step
     wait_for(lambda: panel.run.snapshot().step > step)
     panel.stop.click()

@@ -69,15 +69,15 @@ def test_a_sparse_run_says_so_in_its_log(config, run, tiny_bundle, data_of, shap
 
 
 def test_a_run_of_long_and_short_clips_names_the_attention_of_each(tiny_bundle, report):
-    bundle = replace(tiny_bundle, attention=AttentionChoice(setting="auto"))
+    attention_of = replace(tiny_bundle, attention=AttentionChoice(setting="auto")).attention_of
     short = report.pairs[0]
     long = replace(short, bucket=Bucket(num_frames=93, height=480, width=832))
-    mixed = attention_of_run(bundle, [short, long])
+    mixed = attention_of_run(attention_of, [short, long])
     assert (mixed.kind, mixed.sparsity, mixed.block) == ("mixed", 0.9375, (4, 4, 4))
     assert "sparse for 93f 480x832" in mixed.reason
     assert f"dense for {short.bucket}" in mixed.reason
-    assert attention_of_run(bundle, [long]).kind == "sparse"
-    assert attention_of_run(bundle, [short]).kind == "dense"
+    assert attention_of_run(attention_of, [long]).kind == "sparse"
+    assert attention_of_run(attention_of, [short]).kind == "dense"
 
 
 def test_a_resumed_run_is_equal_bit_for_bit_to_an_unbroken_one(config, run, with_optim, tiny_bundle):

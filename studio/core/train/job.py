@@ -50,7 +50,9 @@ class TrainJob:
         self._report = report
         self._resume = resume
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._ended: threading.Event | None = None
+        """None before the start. Not asked of the thread: up to Python 3.12 a join that Ctrl-C ends takes it for ended.
+        """
 
     def start(self) -> RunFolder:
         """Checks the dataset, makes the run folder and starts the thread.
@@ -71,9 +73,9 @@ class TrainJob:
             lock.release()
             raise
         self.folder = folder
-        self._thread = threading.Thread(target=self._run, args=(folder, report, lock), name=f"train {folder.name}")
-        self._thread.daemon = True
-        self._thread.start()
+        ended = self._ended = threading.Event()
+        arguments = (folder, report, lock, ended)
+        threading.Thread(target=self._run, args=arguments, name=f"train {folder.name}", daemon=True).start()
         return folder
 
     def stop(self) -> None:
@@ -99,19 +101,19 @@ class TrainJob:
 
     def join(self, timeout: float | None = None) -> None:
         """Waits for the end, at most `timeout` seconds."""
-        if self._thread is not None:
-            self._thread.join(timeout)
+        if self._ended is not None:
+            self._ended.wait(timeout)
 
     @property
     def is_alive(self) -> bool:
-        """True while the thread runs."""
-        return self._thread is not None and self._thread.is_alive()
+        """True from the start to the end."""
+        return self._ended is not None and not self._ended.is_set()
 
     def _ask(self, request: Request) -> None:
         if self.folder is not None:
             ask(self.folder, request)
 
-    def _run(self, folder: RunFolder, report: DatasetReport, lock: TrainingLock) -> None:
+    def _run(self, folder: RunFolder, report: DatasetReport, lock: TrainingLock, ended: threading.Event) -> None:
         try:
             _drive(
                 self._config, folder, self._load, report,
@@ -119,8 +121,9 @@ class TrainJob:
             )  # fmt: skip
         finally:
             lock.release()
+            ended.set()
         if self._config.sharing.push_to_hub:
-            # Not part of the run: its thread ends here, and the device is free for the next one.
+            # Not part of the run, whose thread ends here, with the device free for the next one.
             threading.Thread(target=upload_finished, args=(folder,), name=f"upload {folder.name}", daemon=True).start()
 
 
