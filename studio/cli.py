@@ -313,7 +313,7 @@ def follow(what: RunConfig | RunFolder, report: DatasetReport | None = None) -> 
     resume = what if isinstance(what, RunFolder) else None
     config = what.config() if isinstance(what, RunFolder) else what
     bar = TrainBar()
-    should_stop = _interrupted(signals=(signal.SIGINT, signal.SIGTERM))
+    should_stop = _interrupted(signals=(signal.SIGINT, signal.SIGTERM), may_be_killed=True)
     try:
         folder = run_inline(
             config, partial(load_bundle, config.model), on_event=bar.show, should_stop=should_stop, report=report,
@@ -499,16 +499,21 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
 
 
 def _interrupted(
-    answer: str = "Stopping after this step", signals: Sequence[signal.Signals] = (signal.SIGINT,)
+    answer: str = "Stopping after this step",
+    signals: Sequence[signal.Signals] = (signal.SIGINT,),
+    *,
+    may_be_killed: bool = False,
 ) -> Callable[[], bool]:
     """A question that Ctrl-C, or another of `signals`, answers with yes: work stops, as `answer` tells the user. The
-    next one quits.
+    next one quits: work that `may_be_killed` by the signal itself, in the middle of a step, and without a
+    KeyboardInterrupt, which gets lost where the C code of a library makes another error of it.
     """
     stop = threading.Event()
 
     def ask_to_stop(*_: object) -> None:
         for number in signals:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            is_raised = number == signal.SIGINT and not may_be_killed
+            signal.signal(number, signal.default_int_handler if is_raised else signal.SIG_DFL)
         print(f"\n{answer}; press Ctrl-C again to quit at once.", file=sys.stderr)
         stop.set()
 
