@@ -23,6 +23,11 @@ LoraStart = Literal["default", "gaussian"]
 Tracker = Literal["tensorboard", "trackio"]
 
 
+def hub_id_of(source: str) -> str:
+    """The hub id of a checkpoint that is no folder: `final` is the published one."""
+    return PUBLISHED_MODEL if source == "final" else source
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Which checkpoint, and where it runs."""

@@ -126,11 +126,9 @@ def _with_member(document: Document, at: JsonPath, key: str | int, inner: JsonPa
     line = document.text[document.text.rfind("\n", 0, start) + 1 : start]
     indent = line[: len(line) - len(line.lstrip())]
     written = f"\n{indent}  {json.dumps(key)}: {_written(value)}"
-    if not members:
-        return f"{document.text[: start + 1]}{written}\n{indent}{document.text[end - 1 :]}"
-    after = max(document.spans[(*at, known)][1] for known in members)
+    after = max((document.spans[(*at, known)][1] for known in members), default=start + 1)
     follows = _SPACE.match(document.text, after)
-    comma = "" if follows and document.text.startswith(",", follows.end()) else ","
+    comma = "" if not members or (follows and document.text.startswith(",", follows.end())) else ","
     rest = document.text[after : end - 1].rstrip()
     return f"{document.text[:after]}{comma}{rest}{written}\n{indent}{document.text[end - 1 :]}"
 

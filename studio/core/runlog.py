@@ -107,7 +107,7 @@ class RunSnapshot:
     times: tuple[float, ...]
     """When each of these steps was done, Unix time in seconds."""
     held_out: tuple[HeldOutLoss, ...]
-    """Each step once."""
+    """Each step once, in order."""
     checkpoints: tuple[int, ...]
     """Steps after which a checkpoint was written, though it may have been deleted since."""
     learning_rate: float | None
@@ -222,7 +222,7 @@ class RunFolder:
             losses=tuple((s.step, s.loss) for s in steps),
             steps=steps,
             times=tuple(when for when, _ in timed_steps),
-            held_out=tuple({e.step: e for e in events if isinstance(e, HeldOutLoss)}.values()),
+            held_out=_held_out(events),
             checkpoints=tuple(sorted({e.step for e in events if isinstance(e, CheckpointSaved)})),
             learning_rate=steps[-1].learning_rate if steps else None,
             seconds_per_step=seconds,
@@ -256,8 +256,8 @@ class RunFolder:
 
 
 def list_runs(output_dir: Path) -> tuple[RunFolder, ...]:
-    """The runs in a folder, newest first; none when the folder is not there."""
-    if not output_dir.is_dir():
+    """The runs in a folder, newest first; none when the folder is not there, or cannot be read."""
+    if not os.access(output_dir, os.R_OK):
         return ()
     configs: list[tuple[Path, int]] = []
     for path in output_dir.absolute().glob(f"[!.]*/{CONFIG_FILE}"):
@@ -269,10 +269,8 @@ def list_runs(output_dir: Path) -> tuple[RunFolder, ...]:
     return tuple(RunFolder(path) for path, _ in newest_first)
 
 
-def can_continue(run: RunFolder, data: DataConfig) -> bool:
-    """True for a run that ended half-way and was trained on the same folders as `data` names."""
-    if not run.state().can_resume:
-        return False
+def is_of_data(run: RunFolder, data: DataConfig) -> bool:
+    """True for a run that was trained on the same folders as `data` names."""
     try:
         return _folders(run.config().data) == _folders(data)
     except ConfigError:
@@ -282,7 +280,7 @@ def can_continue(run: RunFolder, data: DataConfig) -> bool:
 def newest_unfinished(output_dir: Path, data: DataConfig) -> RunFolder:
     """The run to go on with. Raises ConfigError when no run of this data ended half-way."""
     for run in list_runs(output_dir):
-        if can_continue(run, data):
+        if is_of_data(run, data) and run.state().can_resume:
             return run
     raise ConfigError(f"There is no unfinished run of this dataset in {output_dir}.", "Leave out --resume.")
 
@@ -314,6 +312,11 @@ def _last_steps(timed: tuple[tuple[float, TrainEvent], ...]) -> list[tuple[float
                 steps.pop()
             steps.append((when, event))
     return steps
+
+
+def _held_out(events: list[TrainEvent]) -> tuple[HeldOutLoss, ...]:
+    by_step = {event.step: event for event in events if isinstance(event, HeldOutLoss)}
+    return tuple(by_step[step] for step in sorted(by_step))
 
 
 def _samples(events: list[TrainEvent]) -> tuple[SampleSaved, ...]:

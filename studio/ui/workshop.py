@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from PIL import Image
 
@@ -21,7 +22,7 @@ from studio.core.data.probe_cache import ProbeCache
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.memory import release
-from studio.core.runlog import RunFolder, RunSnapshot, can_continue, list_runs
+from studio.core.runlog import RunFolder, RunSnapshot, is_of_data, list_runs
 from studio.core.runwatch import RunReader
 from studio.core.settings_text import SettingsText
 from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
@@ -102,6 +103,7 @@ class Workshop:
     """The model of `job`."""
     _resumable: dict[tuple[Path, float | None], int] = field(default_factory=dict)
     """Steps of the newest whole checkpoints, by run and time of its last event."""
+    _verifying: threading.Lock = field(default_factory=threading.Lock)
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -192,16 +194,18 @@ class Workshop:
         opened = self.opened.get(self.latest or "")
         if not self.snapshot(run).state.can_resume:
             return False
-        return can_continue(run, opened.project.run.data) if opened else True
+        return is_of_data(run, opened.project.run.data) if opened else True
 
     def resumable_step(self, run: RunFolder) -> int:
         """The step that a run which ended half-way goes on from: of its newest whole checkpoint; 0: from the start."""
         key = (run.path, self.snapshot(run).updated)
-        if key not in self._resumable:
-            newest = newest_whole(run.path / "checkpoints")
-            # Only what is asked for again and again is worth keeping.
-            self._resumable = {key: int(newest.name.removeprefix("step-")) if newest else 0}
-        return self._resumable[key]
+        # Whole files are read: once for all who ask when a run has ended.
+        with self._verifying:
+            if key not in self._resumable:
+                newest = newest_whole(run.path / "checkpoints")
+                # Only what is asked for again and again is worth keeping.
+                self._resumable = {key: int(newest.name.removeprefix("step-")) if newest else 0}
+            return self._resumable[key]
 
     @property
     def is_training(self) -> bool:
@@ -285,7 +289,10 @@ class Workshop:
         target = self.folder / f"{state.st_mtime_ns}-{state.st_size}" / (name or file.name)
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, target)
+            # Another visitor must not be given half of it.
+            unfinished = target.with_name(f".{uuid4().hex}")
+            shutil.copyfile(file, unfinished)
+            unfinished.replace(target)
         return str(target)
 
 

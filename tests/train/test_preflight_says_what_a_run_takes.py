@@ -104,7 +104,9 @@ def test_what_cannot_work_blocks_before_anything_is_loaded(config, report, tmp_p
     assert "1.0 MB are free" in blocked(config, report)["output_dir"]
 
 
-def test_a_model_that_is_not_here_is_said_and_not_fetched(config, report):
+def test_a_model_that_is_not_here_is_said_and_not_fetched(config, report, monkeypatch):
+    monkeypatch.setattr("studio.core.model.load._download", lambda _: pytest.fail("it is fetched"))
+    assert preflight(replace(config, model=replace(config.model, source="final")), report).source == "final"
     plan = preflight(replace(config, model=replace(config.model, source="nobody/has-this-model")), report)
     assert (plan.is_here, plan.disk.total, plan.attention, plan.is_ok) == (False, None, None, True)
     rows = dict(plan_rows(plan, words("es")))

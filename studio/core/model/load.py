@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2_5_VLForConditionalGene
 from transformers.modeling_utils import PreTrainedModel
 
 from studio.core.assets import TINY, asset_path
-from studio.core.config import PUBLISHED_MODEL, Attention, ModelConfig
+from studio.core.config import Attention, ModelConfig, hub_id_of
 from studio.core.errors import CheckpointError, DeviceError
 from studio.core.geometry import Grid, GridSpec
 from studio.core.model.attention import AttentionChoice, AttentionUsed, choose_attention
@@ -198,7 +198,7 @@ def resolve_folder(source: str) -> Path:
     elif Path(source).is_dir():
         folder = Path(source)
     else:
-        folder = _download(PUBLISHED_MODEL if source == "final" else source)
+        folder = _download(hub_id_of(source))
     missing = [f"{part}/{name}" for part, name in PARTS.items() if not (folder / part / name).is_file()]
     if missing:
         raise CheckpointError(

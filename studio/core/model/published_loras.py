@@ -8,7 +8,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from studio.core.assets import TINY, asset_path
-from studio.core.config import PUBLISHED_MODEL
+from studio.core.config import PUBLISHED_MODEL, hub_id_of
 from studio.core.errors import CheckpointError
 
 DISTILLED_LORA = "lora/cfg_step_lora.safetensors"
@@ -30,7 +30,7 @@ def published_lora(source: str, name: str) -> Path:
                 f"Copy {name} of {PUBLISHED_MODEL} into its folder, or sample without.",
             )
         return file
-    repository = PUBLISHED_MODEL if source == "final" else source
+    repository = hub_id_of(source)
     try:
         return Path(hf_hub_download(repository, name))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -18,7 +18,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from studio.core.config import RunConfig
+from studio.core.assets import TINY
+from studio.core.config import RunConfig, hub_id_of
 from studio.core.data.bucket import small_buckets
 from studio.core.data.dataset import BatchSampler, training_pairs, validation_pairs
 from studio.core.errors import ConfigError, StudioError
@@ -236,10 +237,10 @@ def _shapes(source: str, issues: list[Issue]) -> Shapes | None:
 
 def _local_folder(source: str) -> Path | None:
     """The folder of a checkpoint; None for one of the hub that was not fetched yet. Raises CheckpointError."""
-    if "/" not in source or Path(source).is_dir():
+    if source == TINY or Path(source).is_dir():
         return resolve_folder(source)
     try:
-        folder = Path(snapshot_download(source, local_files_only=True))
+        folder = Path(snapshot_download(hub_id_of(source), local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
     return folder if all((folder / part / name).is_file() for part, name in PARTS.items()) else None
@@ -383,7 +384,7 @@ def _is_cached(config: RunConfig, num_pairs: int, snapshot: Callable[[RunFolder]
         return of.model.source, of.model.dtype, of.data.datasets, of.data.aspect_bucket_alignment, of.data.framerate
 
     folders = {dataset.cache_dir or config.output_dir / "cache" for dataset in config.data.datasets}
-    if not all(folder.is_dir() for folder in folders):
+    if not all(os.access(folder, os.R_OK | os.X_OK) for folder in folders):
         return False
     for run, other in _earlier(config):
         if source(other) == source(config):
@@ -452,7 +453,8 @@ def _idle(
 def _existing(folder: Path) -> Path:
     """The folder, or what is nearest above it and there."""
     folder = folder.absolute()
-    while not folder.exists() and folder != folder.parent:
+    # A Path raises for one that lies in a folder which may not be looked into.
+    while not os.access(folder, os.F_OK) and folder != folder.parent:
         folder = folder.parent
     return folder
 
