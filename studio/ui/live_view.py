@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from studio.view.words import Words
 
 MOST_STEPS = 12
 """Steps whose samples are shown, the newest ones."""
+FARTHEST = 1e12
+"""Steps or seconds: a run ends long before."""
 MORE, CLIPS = "more", "clips"
 """What may be unfolded, as the browser keeps it."""
 
@@ -42,6 +43,8 @@ class LiveSeen:
 
     run: RunFolder
     view: ChartView
+    ends: tuple[float, float]
+    """Of the x axis, as the fields show them."""
     unfolded: tuple[bool, bool]
     """The other curves, and the clips."""
     chart: Drawing | None
@@ -117,6 +120,7 @@ def build_live_view(
         return LiveSeen(
             run=run,
             view=view,
+            ends=ends_of(snapshot, view),
             unfolded=unfolded,
             chart=drawn("chart", lambda: live_markup.chart(snapshot, view, w, is_narrow=is_narrow), *how),
             more=drawn("more", lambda: live_markup.details(snapshot, view, w, is_narrow=is_narrow), *how)
@@ -135,7 +139,7 @@ def build_live_view(
             gr.skip() if before and before.state == now.state else live_markup.facts_line(snapshot, w),
             _html(now.chart, before, "chart", markup.empty_state(w("train.no_steps"))),
             gr.update(visible=now.chart is not None) if is_first else gr.skip(),
-            *(_tools(now.view, snapshot, w) if has_other_range(now, before) else [gr.skip()] * 5),
+            *chart_tools(now, before, w),
             gr.update(visible=now.chart is not None, open=now.unfolded[0]) if is_first else gr.skip(),
             _html(now.more, before, "more"),
             *_samples(workshop, now, before, w),
@@ -143,10 +147,6 @@ def build_live_view(
             _html(now.clips, before, "clips"),
             *(_result(workshop, now, snapshot) if before is None or before.state != now.state else [gr.skip()] * 2),
         ]
-
-    def has_other_range(now: LiveSeen, before: LiveSeen | None) -> bool:
-        is_growing = now.view.axis is Axis.CLOCK and now.view.span is None
-        return before is None or before.view != now.view or (is_growing and before.chart is not now.chart)
 
     def clear() -> list[Any]:
         hidden, same = gr.update(visible=False), gr.skip()
@@ -164,7 +164,7 @@ def build_live_view(
         now = live(last_seen)
         if now is None:
             return gr.skip()
-        shown = _typed(shown_range(workshop.snapshot(now.run), now.view), now.view.axis)
+        shown = now.ends
         typed = (shown[0] if low is None else low, shown[1] if high is None else high)
         if low is None and high is None:
             return change(span=None)(wanted) if now.view.span else gr.skip()
@@ -274,12 +274,20 @@ def _html(now: Drawing | None, before: LiveSeen | None, name: str, otherwise: st
     return now.html if now else otherwise
 
 
-def _tools(view: ChartView, snapshot: RunSnapshot, w: Words) -> list[Any]:
+def ends_of(snapshot: RunSnapshot, view: ChartView) -> tuple[float, float]:
+    """Both ends of the x axis as the fields show them, steps or minutes."""
+    first, last = (round(end / _unit(view.axis), 2) for end in shown_range(snapshot, view))
+    return first, last
+
+
+def chart_tools(now: LiveSeen, before: LiveSeen | None, w: Words) -> list[Any]:
     """Updates of axis, scale, both ends of what is shown, and the button for all."""
-    first, last = _typed(shown_range(snapshot, view), view.axis)
-    of = view.axis.value
+    view, (first, last), of = now.view, now.ends, now.view.axis.value
+    if before is not None and before.view == view:
+        # The run has grown, or knows its steps by now; what someone types into the first field is left alone.
+        return [*[gr.skip()] * 3, last if before.ends != now.ends else gr.skip(), gr.skip()]
     return [
-        view.axis.value,
+        of,
         view.log,
         gr.update(value=first, label=w(f"train.from_{of}")),
         gr.update(value=last, label=w(f"train.to_{of}")),
@@ -299,10 +307,10 @@ def _with_span(wanted: Kept, now: LiveSeen, span: Any) -> dict[str, Any]:
 
 
 def _span(value: Any) -> tuple[float, float] | None:
-    """Two finite numbers in order, or nothing."""
+    """Two numbers in order that a figure has a place for, or nothing."""
     if not isinstance(value, list | tuple) or len(value) != 2:
         return None
-    if not all(isinstance(end, int | float) and math.isfinite(end) for end in value):
+    if not all(isinstance(end, int | float) and abs(end) <= FARTHEST for end in value):
         return None
     low, high = sorted(float(end) for end in value)
     return (low, high) if high > low else None
@@ -311,12 +319,6 @@ def _span(value: Any) -> tuple[float, float] | None:
 def _unit(axis: Axis) -> float:
     """Of the fields: a step, or a minute in seconds."""
     return 60.0 if axis is Axis.CLOCK else 1.0
-
-
-def _typed(shown: tuple[float, float], axis: Axis) -> tuple[float, float]:
-    """Both ends as the fields show them."""
-    first, last = (round(end / _unit(axis), 2) for end in shown)
-    return first, last
 
 
 def _is_set(wanted: Kept, name: str) -> bool:

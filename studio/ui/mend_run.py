@@ -22,7 +22,7 @@ from studio.view.words import Words
 
 def mend_button(workshop: Workshop, run: RunFolder, snapshot: RunSnapshot, w: Words) -> Any:
     """The update of the button; hidden where nothing is to mend, or the run is of other data than what is open."""
-    settings = _settings(workshop, run, snapshot)
+    settings = _settings(workshop, workshop.latest, run, snapshot)
     if not settings:
         return gr.update(visible=False)
     step = workshop.resumable_step(run) if can_continue_with(settings) else 0
@@ -38,7 +38,8 @@ def mend_run(workshop: Workshop, run: RunFolder) -> None:
 
     Raises StudioError.
     """
-    settings = _settings(workshop, run, workshop.snapshot(run))
+    path = workshop.latest or ""
+    settings = _settings(workshop, path, run, workshop.snapshot(run))
     if not settings:
         raise ConfigError(f"There is nothing to mend in the run {run.name}.", "Start another run.")
     config = changed(run.config(), settings)
@@ -50,7 +51,8 @@ def mend_run(workshop: Workshop, run: RunFolder) -> None:
             config.data, eval_dataset_id=config.validation.eval_dataset_id, probes=workshop.probes
         )  # fmt: skip
         workshop.train(config, report)
-    opened = workshop.opened[workshop.latest or ""]
+    # Another dataset may have been opened meanwhile.
+    opened = workshop.opened[path]
     if text := put_into(texts_in_use(opened), [*few_settings(config), *settings], opened):
         for _ in use_texts(workshop, opened, text, threading.Event(), lambda _: None):
             pass
@@ -68,9 +70,9 @@ def few_settings(config: RunConfig) -> list[Setting]:
     return [(CONFIG_NAME, key, value) for key, value in values.items()]
 
 
-def _settings(workshop: Workshop, run: RunFolder, snapshot: RunSnapshot) -> tuple[Setting, ...]:
-    """What would mend the run, in full; empty where nothing would, or it cannot be done on this page."""
-    offered, opened = offered_settings(snapshot), workshop.opened.get(workshop.latest or "")
+def _settings(workshop: Workshop, path: str | None, run: RunFolder, snapshot: RunSnapshot) -> tuple[Setting, ...]:
+    """What would mend the run, in full; empty where nothing would, or it is of other data than what `path` names."""
+    offered, opened = offered_settings(snapshot), workshop.opened.get(path or "")
     if not offered or opened is None:
         return ()
     try:

@@ -12,7 +12,6 @@ from studio.core.config import LoraSettings, RunConfig
 from studio.core.errors import CheckStopped, ConfigError, StudioError
 from studio.core.remedy import CONFIG_NAME, Setting
 from studio.core.settings_text import SettingsText
-from studio.core.simpletuner import read_texts
 from studio.core.train.preflight import preflight
 from studio.core.train.retry import concrete
 from studio.core.types import DatasetReport, Severity
@@ -49,10 +48,11 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     message = gr.HTML(elem_id="plan-message")
     with gr.Group(visible=False) as settings:
         fields = _fields(w)
+    written_fields = gr.State(None)
     with gr.Column(visible=False) as all_settings:
         editor = build_settings_editor(workshop, w, path)
     outputs = [plan, measuring.fit, measuring.measure, measuring.mend, message, settings, all_settings,
-               measuring.known, *fields, *editor.codes, *editor.told, editor.table]  # fmt: skip
+               measuring.known, written_fields, *fields, *editor.codes, *editor.told, editor.table]  # fmt: skip
 
     def draw(target: str | None, config: RunConfig, report: DatasetReport, known: Measured | None) -> str:
         """The plan; whether it blocks is noted."""
@@ -82,23 +82,32 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
         config, report = run_config(workshop, target, tuple(values), w)
         visible, hidden = gr.update(visible=True), gr.update(visible=False)
         return [
-            draw(target, config, report, None), "", visible, hidden, "", visible, visible, None, *values,
+            draw(target, config, report, None), "", visible, hidden, "", visible, visible, None, values, *values,
             texts.config, texts.datasets, *editor.check(opened, config, texts.config, texts.datasets),
             key_rows(opened, "", w),
         ]  # fmt: skip
 
     def change_field(
-        target: str | None, known: Measured | None, config: str | None, datasets: str | None, *values: Any
+        target: str | None,
+        known: Measured | None,
+        before: list[Any],
+        config: str | None,
+        datasets: str | None,
+        *values: Any,
     ) -> list[Any]:
-        """The plan follows a field, and so does the text of the editor."""
+        """The plan follows a field, and so does the text of the editor, where all else that was typed stays."""
         opened = workshop.opened.get(target or "")
         if opened is None or None in values:
-            return [gr.skip()] * 2
+            return [gr.skip()] * 3
         texts = written(opened, config, datasets)
-        changed = put_into(texts, changes(values, few_values(read(texts, opened), opened)), opened)
+        changed = put_into(texts, changes(values, before or few_values(opened.project.run, opened)), opened)
         run, report = run_config(workshop, target, values, w)
         is_new = changed is not None and changed != texts
-        return [draw(target, run, report, known), changed.config if changed and is_new else gr.skip()]
+        return [
+            draw(target, run, report, known),
+            gr.skip() if changed is None else list(values),
+            changed.config if changed and is_new else gr.skip(),
+        ]
 
     def check_text(target: str | None, config: str | None, datasets: str | None, *values: Any) -> list[Any]:
         opened = workshop.opened.get(target or "")
@@ -154,8 +163,9 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     live: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
     gr.on(
-        [field.change for field in fields], change_field, [path, measuring.known, *editor.codes, *fields],
-        [plan, editor.codes[0]], **live,
+        [field.change for field in fields], change_field,
+        [path, measuring.known, written_fields, *editor.codes, *fields], [plan, written_fields, editor.codes[0]],
+        **live,
     )  # fmt: skip
     gr.on([code.change for code in editor.codes], check_text, [path, *editor.codes, *fields], editor.told, **live)
     editor.use.click(use, [path, *editor.codes], outputs, **quiet)
@@ -193,7 +203,7 @@ def few_values(run: RunConfig, opened: Opened) -> list[Any]:
 
 
 def changes(values: tuple[Any, ...], shown: list[Any]) -> list[Setting]:
-    """The settings in which the fields differ from what is written."""
+    """The settings in which the fields differ from what they showed before."""
     return [
         (CONFIG_NAME, key, value) for key, value, old in zip(KEYS, values, shown, strict=True) if value != old
     ]  # fmt: skip
@@ -203,11 +213,6 @@ def written(opened: Opened, config: str | None, datasets: str | None) -> Setting
     """What the editor holds; before a browser has drawn it, that is nothing, and the settings in use hold."""
     in_use = texts_in_use(opened)
     return SettingsText(in_use.config if config is None else config, in_use.datasets if datasets is None else datasets)
-
-
-def read(texts: SettingsText, opened: Opened) -> RunConfig:
-    """The run that texts in the place of the files of a project make."""
-    return read_texts(texts.config, texts.datasets, opened.project.written).run
 
 
 def planned_steps(run: RunConfig, opened: Opened) -> int:

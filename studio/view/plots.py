@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ DARK = Palette(
 )
 PAGE = Palette(ink="#010201", muted="#010202", line="#010203", accent="#010204", second="#010206", warn="#010205")
 """Stand-ins that `figure_svg` turns into the page's own colours, so that one figure fits light and dark."""
+_RC = threading.Lock()
+"""Settings of matplotlib are those of all threads."""
 
 
 def draw_buckets(
@@ -91,7 +94,7 @@ def figure_png(figure: Figure) -> bytes:
 def figure_svg(figure: Figure, title: str) -> str:
     """The figure as an `<svg>` for a page: text stays text, and the colours of `PAGE` become the page's own."""
     buffer = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    with _RC, mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]

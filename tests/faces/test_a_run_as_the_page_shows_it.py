@@ -1,10 +1,14 @@
 """What the room Train says and draws of a run, without a browser."""
 
 import re
+import shutil
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
+import gradio as gr
 import pytest
 
 from studio.core.events import (
@@ -17,12 +21,12 @@ from studio.core.events import (
     SampleSaved,
     StepDone,
 )
-from studio.core.runlog import RunFolder, RunState
+from studio.core.runlog import RunFolder, RunState, list_runs
 from studio.core.runwatch import RunReader
 from studio.core.train.requests import Request
 from studio.ui import live_markup
 from studio.ui.drawings import EVERY, Drawings
-from studio.ui.live_view import SampleGrid, chart_view
+from studio.ui.live_view import LiveSeen, SampleGrid, chart_tools, chart_view, ends_of
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.run_figures import Axis, ChartView
@@ -78,6 +82,9 @@ def test_held_out_loss_is_told_beside_the_base_model_and_by_heart_with_the_check
     assert line.endswith("The checkpoint of step 20 is the better one.")
     assert overfit_line(snapshot, [10, 40], EN).endswith("The checkpoint nearest to that is of step 10.")
     assert "18 % menos" in held_out_line(snapshot, ES)
+    # Taken up again with another interval.
+    again = write_run(STARTED, look(10, 0.2), look(20, 0.1), look(15, 0.15), name="again").snapshot()
+    assert [held.step for held in again.held_out] == [10, 15, 20]
 
 
 def test_what_was_asked_for_is_told_until_it_is_done(write_run):
@@ -128,7 +135,8 @@ def test_marks_can_be_pressed_by_keys_and_the_range_is_told(write_run):
 @pytest.mark.parametrize(
     "kept",
     [None, {}, [], "x", {"axis": 7, "log": "yes", "run": "r", "span": [1]}, {"run": "r", "span": ["a", "b"]},
-     {"run": "r", "span": [float("nan"), 2]}, {"run": "r", "span": [2, 2]}, {"run": "other", "span": [1, 2]}],
+     {"run": "r", "span": [float("nan"), 2]}, {"run": "r", "span": [-1.7e308, 1.7e308]},
+     {"run": "r", "span": [2, 2]}, {"run": "other", "span": [1, 2]}],
 )  # fmt: skip
 def test_whatever_a_browser_keeps_the_whole_run_is_shown_unless_it_makes_sense(kept):
     assert chart_view(kept, "r") == ChartView()
@@ -156,6 +164,22 @@ def test_samples_stand_in_columns_and_say_what_they_are(write_run):
     frozen = sample(100, start_psnr=34.2, motion=0.2, is_frozen=True, drift=0.0)
     assert sample_line(frozen, EN) == "step 100 · start frame 34 dB · hardly moves · the LoRA changes nothing yet"
     assert sample_line(sample(1), EN) == "step 1"
+
+
+def test_the_fields_of_the_chart_know_its_end_once_the_run_does(write_run):
+    run, view = write_run(), ChartView()
+    with run.locked():
+        waiting = LiveSeen(
+            run=run, view=view, ends=ends_of(run.snapshot(), view), unfolded=(False, False), chart=None, more=None,
+            clips=None, samples=SampleGrid.of(run, run.snapshot(), False), state=(None, RunState.NEW),
+        )  # fmt: skip
+        run.append(STARTED)
+        now = replace(waiting, ends=ends_of(run.snapshot(), view))
+    assert chart_tools(now, waiting, EN) == [gr.skip(), gr.skip(), gr.skip(), 40.0, gr.skip()]
+    assert chart_tools(now, now, EN) == [gr.skip()] * 5
+    by_clock = replace(now, view=ChartView(axis=Axis.CLOCK, span=(30.0, 90.0)))
+    by_clock = replace(by_clock, ends=ends_of(run.snapshot(), by_clock.view))
+    assert [update["value"] for update in chart_tools(by_clock, now, EN)[2:4]] == [0.5, 1.5]
 
 
 def test_clips_are_sorted_by_the_mean_of_their_last_visits(write_run):
@@ -201,6 +225,29 @@ def test_the_page_shows_whichever_run_lives_in_the_folder(write_run, tmp_path):
     assert workshop.snapshot(newest).state is RunState.INTERRUPTED
     assert workshop.can_continue(newest)
     assert workshop.resumable_step(newest) == 0, "without a checkpoint it goes on from the start"
+
+
+def test_what_is_half_deleted_or_cannot_be_read_is_no_run(write_run, tmp_path):
+    run = write_run(STARTED)
+    write_run(STARTED, name=".20261128-101500-aaaa.deleted")
+    assert list_runs(tmp_path / "runs") == (run,)
+    assert list_runs(tmp_path / ("a" * 300)) == ()
+
+
+def test_what_one_visitor_is_given_is_whole_while_it_is_copied_for_another(tmp_path, monkeypatch):
+    workshop, file, seen = Workshop(AppSettings()), tmp_path / "lora.safetensors", []
+    file.write_bytes(b"whole")
+    copy = shutil.copyfile
+
+    def copy_slowly(source, target):
+        monkeypatch.setattr(shutil, "copyfile", copy)
+        Path(target).write_bytes(b"wh")
+        seen.append(Path(workshop.shown(file)).read_bytes())
+        copy(source, target)
+
+    monkeypatch.setattr(shutil, "copyfile", copy_slowly)
+    seen.append(Path(workshop.shown(file)).read_bytes())
+    assert seen == [b"whole", b"whole"]
 
 
 def test_a_run_that_is_over_is_not_continued(write_run, tmp_path):

@@ -1,8 +1,12 @@
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from studio.core.data.check import check_project
 from studio.core.data.decode import frames_as_trained
@@ -258,3 +262,18 @@ def test_a_dataset_sheet_shows_the_gravest_first_as_it_is_trained(shapes_dataset
     sheet = dataset_sheet(replace(report, pairs=(sound, other)), EN, max_pairs=1)
     assert any(text.get_text() == "broken" for axes in sheet.axes for text in axes.texts)
     assert np.array_equal(first_frames(sound, 4), frames_as_trained(sound))
+
+
+def test_what_two_threads_draw_at_once_has_its_letters(monkeypatch):
+    save = Figure.savefig
+
+    def save_slowly(figure, *args, **options):
+        time.sleep(0.01 * figure.get_figwidth())
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", save_slowly)
+    figures = [draw_buckets({Bucket(num_frames=9, height=64, width=96): 2}, EN, width=width) for width in (4, 12)]
+    with ThreadPoolExecutor(2) as pool:
+        drawn = list(pool.map(lambda figure: figure_svg(figure, "t"), figures))
+    assert all("</text>" in svg for svg in drawn)
+    assert mpl.rcParams["svg.fonttype"] == "path", "as it was"

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from studio.core.config import ModelConfig
+from studio.core.data.check import check_dataset
 from studio.core.errors import StudioError
 from studio.core.jsonc import parse_jsonc, with_value
-from studio.core.runlog import RunState
+from studio.core.runlog import RunFolder, RunState
 from studio.core.settings_text import changed, texts_of, with_settings
 from studio.core.simpletuner import read_project, read_texts
 from studio.core.simpletuner_help import MEANINGS, help_of, matching
@@ -40,6 +41,7 @@ SETTINGS = [
     ("text", "path", "expected"),
     [
         ("{}", ("a",), '{\n  "a": 5\n}'),
+        ('{\n  // "a": 1,\n}', ("a",), '{\n  // "a": 1,\n  "a": 5\n}'),
         ('{"a": 1 // one\n}', ("a",), '{"a": 5 // one\n}'),
         ('{\n  "a": 1 // one\n}', ("b",), '{\n  "a": 1, // one\n  "b": 5\n}'),
         ('{\n  "a": 1, /* last */\n}', ("b",), '{\n  "a": 1, /* last */\n  "b": 5\n}'),
@@ -142,7 +144,17 @@ def test_a_run_out_of_memory_is_mended_by_the_button(
     assert failed.state() is RunState.FAILED
     button = mend_button(workshop, failed, workshop.snapshot(failed), w)
     assert (button["visible"], button["value"]) == (True, label)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "events", lambda _: pytest.fail("it was read again"))
+        assert workshop.can_continue(failed)
+
+    def check_while_another_is_opened(*args, **options):
+        workshop.latest = None
+        return check_dataset(*args, **options)
+
+    monkeypatch.setattr("studio.ui.mend_run.check_dataset", check_while_another_is_opened)
     mend_run(workshop, failed)
+    workshop.latest = path
     mended = over(workshop)
     assert (mended == failed) is (first_step > 0)
     assert mended.state() is RunState.FINISHED
@@ -182,6 +194,10 @@ def test_settings_are_edited_used_saved_and_let_go(visit, project):
     page.wait_for_selector("#settings-problems:has-text('Did you mean lora_rank?')")
     assert "train_batch_size is 0" in page.inner_text("#settings-problems")
     assert page.is_disabled("#settings-use")
+    write('{"learning_rate": 0.5}')
+    page.fill("#rank input", "5")
+    page.wait_for_selector("#edit-config .cm-content:has-text('\"lora_rank\": 5')")
+    assert '"learning_rate": 0.5' in page.inner_text("#edit-config .cm-content"), "what was typed stays"
     write('{"pretrained_model_name_or_path": "tiny", "lora_rank": 3, "max_train_steps": 6, "train_batch_size": 2}')
     page.wait_for_selector("#settings-use:not([disabled])")
     page.click("#settings-use")
