@@ -17,10 +17,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from studio.bench.drawn import write_project
 from studio.core.data.digest import file_hash
@@ -180,10 +180,11 @@ class Life:
 class ForkServer:
     """A process that forks one that trains, whenever it is told to."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes]) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._orders, self._answers = process.stdin, process.stdout
+        self._said = said
 
     def train(self, config: Path) -> Life:
         """`python -m studio train --config config`, with `--resume` when a run was begun before."""
@@ -192,32 +193,38 @@ class ForkServer:
         return Life(self, self.answer(_SECONDS))
 
     def answer(self, seconds: float) -> int:
-        """The number that it prints next. Raises RuntimeError when that takes longer."""
+        """The number that it prints next. Raises RuntimeError when that takes longer, or it has ended."""
         if not select.select([self._answers], [], [], seconds)[0]:
             raise RuntimeError(f"A process of the bench hangs: no answer within {seconds:.0f} s.")
-        return int(self._answers.readline())
+        line = self._answers.readline()
+        if not line:
+            self._said.seek(0)
+            raise RuntimeError(f"The process that forks has ended: {self._said.read()[-_TAIL:].decode()}")
+        return int(line)
 
 
 @contextmanager
 def fork_server() -> Iterator[ForkServer]:
     """A server for as long as the block runs; then it is killed, and whatever it forked with it."""
-    # Without a buffer, select() sees each answer.
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL, bufsize=0, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    try:
-        yield ForkServer(process)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    with tempfile.TemporaryFile() as said:
+        # Without a buffer, select() sees each answer.
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE], cwd=Path(__file__).parents[2], start_new_session=True, bufsize=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            yield ForkServer(process, said)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def serve_forks(main: Callable[[list[str]], int]) -> None:
     """Forks a process that runs `main`, the command line, for each line of arguments on the input; prints its number,
     and its exit code once it ended.
 
-    Raises RuntimeError when a thread runs that a fork could find holding a lock.
+    Raises RuntimeError when another thread runs, of a library too: a fork could find it holding a lock.
     """
     from tqdm import tqdm
 
@@ -230,8 +237,10 @@ def serve_forks(main: Callable[[list[str]], int]) -> None:
     # Whatever they import late is imported now; each fork loads a model of its own.
     load_bundle(ModelConfig(source="tiny", device="cpu"))
     del check_project, run_inline
-    if threading.active_count() > 1:
-        raise RuntimeError(f"Cannot fork beside {threading.enumerate()}.")
+    tasks = Path("/proc/self/task")
+    num_threads = len(list(tasks.iterdir())) if tasks.is_dir() else threading.active_count()
+    if num_threads > 1:
+        raise RuntimeError(f"Cannot fork beside {num_threads - 1} more threads: {threading.enumerate()}.")
     for line in sys.stdin:
         arguments = json.loads(line)
         pid = os.fork()
