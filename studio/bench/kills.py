@@ -56,6 +56,8 @@ class KillReport:
     """Steps that were done again."""
     num_half_written: int
     """Kills that left an unfinished checkpoint behind."""
+    num_stuck: int
+    """Starts that showed nothing for two minutes, and were killed then."""
     num_steps: int
     """Steps whose losses were compared."""
     are_losses_equal: bool
@@ -90,7 +92,7 @@ def compare_kills(
         "max_train_steps": num_steps, "checkpointing_steps": 2, "checkpoints_total_limit": 3,
     }  # fmt: skip
     calm, killed = (write_project(folder / name, **settings) for name in ("calm", "killed"))
-    kills = half_written = 0
+    kills = half_written = stuck = 0
     with fork_server() as server:
         if server.train(calm).wait(num_steps) != 0:
             raise RuntimeError("The run that nobody kills did not finish.")
@@ -98,7 +100,7 @@ def compare_kills(
             life = server.train(killed)
             before = _step(killed)
             is_saving = draw.random() < 0.5
-            _await_progress(killed, life, before + draw.randint(1, STEPS_A_LIFE), is_saving=is_saving)
+            stuck += not _await_progress(killed, life, before + draw.randint(1, STEPS_A_LIFE), is_saving=is_saving)
             if not is_saving:
                 time.sleep(draw.uniform(0, 0.2))
             life.kill()
@@ -119,6 +121,7 @@ def compare_kills(
         num_kills=kills,
         num_replayed=replayed,
         num_half_written=half_written,
+        num_stuck=stuck,
         num_steps=len(losses),
         are_losses_equal=first.snapshot().losses[: None if is_whole else len(losses)] == losses,
         is_lora_equal=same[0] if is_whole else None,
@@ -139,7 +142,10 @@ def bench_kills(num_kills: int, should_stop: Callable[[], bool]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = compare_kills(num_kills, Path(folder), should_stop=should_stop, on_kill=tell)
     write(f"\n{report.num_kills} kills in {report.seconds:.0f} s: {report.num_replayed} steps done again,")
-    write(f"{report.num_half_written} half-written checkpoints left behind. Equal bit for bit to the calm run:")
+    write(
+        f"{report.num_half_written} half-written checkpoints left behind, {report.num_stuck} starts stuck. "
+        "Equal bit for bit to the calm run:"
+    )
     write(f"losses of {report.num_steps} steps {report.are_losses_equal}" + _weights(report))
 
 
@@ -253,20 +259,25 @@ def serve_forks(main: Callable[[list[str]], int]) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201 the answer
 
 
-def _await_progress(config: Path, life: Life, step: int, *, is_saving: bool) -> None:
-    """Returns once `step` is done and, with `is_saving`, the next checkpoint is being written."""
+def _await_progress(config: Path, life: Life, step: int, *, is_saving: bool) -> bool:
+    """True once `step` is done and, with `is_saving`, the next checkpoint is being written; False: it hangs."""
     deadline = time.monotonic() + _SECONDS
     while not list_runs(config.parent / "runs") or _step(config) < step:
-        _check(deadline, config)
+        if time.monotonic() > deadline:
+            return False
+        _check(config)
         time.sleep(0.005)
     while is_saving and not any(_run(config).path.glob("checkpoints/.step-*.part")):
-        _check(deadline, config)
+        if time.monotonic() > deadline:
+            return False
+        _check(config)
+    return True
 
 
-def _check(deadline: float, config: Path) -> None:
+def _check(config: Path) -> None:
     runs = list_runs(config.parent / "runs")
     state = runs[0].state() if runs else RunState.NEW
-    if time.monotonic() > deadline or state in (RunState.FINISHED, RunState.FAILED):
+    if state in (RunState.FINISHED, RunState.FAILED):
         said = config.with_name(LOG).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
         raise RuntimeError(f"The run is {state} and could not be killed as planned. It said: {said}")
 
