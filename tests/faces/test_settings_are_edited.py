@@ -2,10 +2,8 @@
 
 import json
 import time
-from contextlib import contextmanager
 
 import pytest
-import torch
 
 from studio.core.config import ModelConfig
 from studio.core.data.check import check_dataset
@@ -21,6 +19,7 @@ from studio.ui.plan_panel import run_config
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
+from tests.memory_that_runs_out import failing
 
 pytestmark = [
     # gradio imports starlette's test client, which warns; it is not used here
@@ -93,23 +92,6 @@ def test_every_setting_with_an_effect_has_a_meaning_and_is_found(project):
     assert not list(matching(keys, "no such thing"))
 
 
-@contextmanager
-def out_of_memory(module, at_call):
-    """Inside, that forward of the module runs out of memory."""
-    calls = []
-
-    def fail(*_):
-        calls.append(None)
-        if len(calls) == at_call:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    handle = module.register_forward_pre_hook(fail)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def over(workshop):
     deadline = time.monotonic() + 60
     while workshop.is_training:
@@ -138,7 +120,7 @@ def test_a_run_out_of_memory_is_mended_by_the_button(
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(settings))
     path, w = str(workshop.open(str(tmp_path)).path), words("en")
-    with out_of_memory(tiny_bundle.dit.blocks[1], at_call):
+    with failing(tiny_bundle.dit.blocks[1], at_call=at_call):
         workshop.train(*run_config(workshop, path, (2, 1e-3, 2, 1, 3), w))
         failed = over(workshop)
     assert failed.state() is RunState.FAILED

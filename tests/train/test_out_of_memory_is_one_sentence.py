@@ -3,7 +3,6 @@
 import gc
 import re
 import weakref
-from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +29,7 @@ from studio.ui.sample_tab import _render
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
+from tests.memory_that_runs_out import failing
 
 pytestmark = [
     # gradio imports starlette's test client, which warns; it is not used here
@@ -40,24 +40,6 @@ pytestmark = [
 GIB = 2**30
 PICTURE = np.zeros((64, 64, 3), np.uint8)
 SMALL = {"height": 64, "width": 64, "num_frames": 9, "num_inference_steps": 1}
-
-
-@contextmanager
-def failing(module, *, at_call=1):
-    """Inside, the given call of `module` runs out of memory; yields weak references to what it was given."""
-    calls, held = [], []
-
-    def fail(_, inputs):
-        calls.append(None)
-        if len(calls) == at_call:
-            held.extend(weakref.ref(tensor) for tensor in inputs if isinstance(tensor, torch.Tensor))
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
-
-    handle = module.register_forward_pre_hook(fail)
-    try:
-        yield held
-    finally:
-        handle.remove()
 
 
 def failure_of(folder):

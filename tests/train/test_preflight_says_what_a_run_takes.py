@@ -2,7 +2,6 @@
 
 import json
 from collections import namedtuple
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -21,25 +20,9 @@ from studio.core.train.retry import can_continue_with, change_run, concrete, off
 from studio.core.types import Severity
 from studio.view.plan import plan_rows
 from studio.view.words import words
+from tests.memory_that_runs_out import failing
 
 CHECKPOINTING = ("config.json", "gradient_checkpointing", True)
-
-
-@contextmanager
-def out_of_memory(module, at_call=1):
-    """Inside, a forward of the module runs out of memory."""
-    calls = []
-
-    def fail(*_):
-        calls.append(None)
-        if len(calls) == at_call:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    handle = module.register_forward_pre_hook(fail)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def without_cache(config):
@@ -150,7 +133,7 @@ def test_the_command_says_the_same_and_starts_nothing_that_is_blocked(shapes_dat
 
 def test_a_run_out_of_memory_offers_settings_and_goes_on_with_them(config, run, tiny_bundle, with_optim):
     config = with_optim(config, checkpoint_step_interval=1)
-    with out_of_memory(tiny_bundle.dit.blocks[1], at_call=2):
+    with failing(tiny_bundle.dit.blocks[1], at_call=2):
         folder = run(config)
     snapshot = folder.snapshot()
     assert snapshot.failure.remedy.startswith(str(Change((CHECKPOINTING,))))
