@@ -27,7 +27,7 @@ from studio.core.types import Clip, StartFrame, StartFrameMatch
 
 FileState = tuple[Path, int, int]
 
-PROBE_VERSION = 6
+PROBE_VERSION = 7
 """To be raised when `probe_clip`, `read_image` or `match_start_frame` would find or say something else."""
 
 MAX_ENTRIES = 100_000
