@@ -84,6 +84,10 @@ class SampleRequest:
     """None: as the model was loaded."""
     preview_steps: int = 0
     """An event every so many steps carries a preview of the frames; 0: none."""
+    group: str = ""
+    """Videos that are to be compared with each other have the same one."""
+    label: str = ""
+    """What tells this video from the others of its group, such as `without LoRA` or `0.5`."""
 
     @property
     def is_continued(self) -> bool:

@@ -476,6 +476,8 @@ def describe(request: SampleRequest, bundle: ModelBundle, rendered: Rendered, se
         "refined_height": last.shape[1] if request.refinement != "none" else None,
         "refined_width": last.shape[2] if request.refinement != "none" else None,
         "guidance_batched": None if rendered.is_batched else False,
+        "group": request.group or None,
+        "label": request.label or None,
         **{f"{name}_sha256": _digest(pixels) for name, pixels in sources.items() if pixels is not None},
     }
     return {
