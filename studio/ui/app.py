@@ -24,6 +24,7 @@ from studio.ui.dataset_tab import build_dataset_tab
 from studio.ui.runs_tab import RunsTab, build_runs_tab
 from studio.ui.sample_tab import build_sample_tab
 from studio.ui.settings import AppSettings
+from studio.ui.space_app import build_space_page
 from studio.ui.theme import CSS, HEAD, studio_theme
 from studio.ui.train_tab import POLL_SECONDS, Seen, build_train_tab
 from studio.ui.workshop import Workshop
@@ -57,7 +58,7 @@ def build_app(
                 with gr.Tab(w("tab.train"), id="train") as train_room:
                     train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
             with gr.Tab(w("tab.sample"), id="sample") as sample_room:
-                sample = build_sample_tab(shop, w)
+                sample = build_space_page(shop, w) if settings.is_space else build_sample_tab(shop, w)
             if not settings.is_space:
                 with gr.Tab(w("tab.runs"), id="runs") as runs_room:
                     runs = build_runs_tab(shop, w, tabs)
