@@ -11,7 +11,6 @@ from time import perf_counter
 
 import numpy as np
 
-from studio.core.config import Attention
 from studio.core.errors import ConfigError
 from studio.core.events import SampleEvent
 from studio.core.model.load import ModelBundle
@@ -47,6 +46,13 @@ class AttentionComparison:
     """Decibels of each frame."""
 
 
+def lora_variants(request: SampleRequest) -> list[tuple[str, SampleRequest]]:
+    """The request without its LoRAs and with them, labelled. Raises ConfigError: it has none."""
+    if not request.loras:
+        raise ConfigError("There is no LoRA to compare with.", "Choose a LoRA.")
+    return [("without LoRA", replace(request, loras=())), ("with LoRA", request)]
+
+
 def strength_variants(request: SampleRequest, strengths: Sequence[float]) -> list[tuple[str, SampleRequest]]:
     """The request under each strength of its first LoRA, labelled. Raises ConfigError: it has none."""
     if not request.loras:
@@ -60,8 +66,16 @@ def strength_variants(request: SampleRequest, strengths: Sequence[float]) -> lis
 
 def attention_variants(request: SampleRequest) -> list[tuple[str, SampleRequest]]:
     """The request with dense and with sparse attention, not refined, labelled."""
-    kinds: tuple[Attention, ...] = ("dense", "sparse")
-    return [(kind, replace(request, attention=kind, refinement="none")) for kind in kinds]
+    return [
+        ("dense", replace(request, attention="dense", sparsity=None, refinement="none")),
+        ("sparse", replace(request, attention="sparse", refinement="none")),
+    ]
+
+
+def sparsity_variants(request: SampleRequest, sparsities: Sequence[float]) -> list[tuple[str, SampleRequest]]:
+    """The request with dense attention, then sparse at each sparsity, not refined, labelled."""
+    dense, sparse = attention_variants(request)
+    return [dense, *((f"{sparsity:g}", replace(sparse[1], sparsity=sparsity)) for sparsity in sparsities)]
 
 
 def relative_error(exact: Variant, found: Variant) -> float:

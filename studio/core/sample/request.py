@@ -82,6 +82,8 @@ class SampleRequest:
     """Renders again at 720p with the published refinement LoRA, and in `space and time` at twice the rate."""
     attention: Attention | None = None
     """None: as the model was loaded."""
+    sparsity: float | None = None
+    """Share of the key blocks that sparse attention skips; None: the checkpoint's own."""
     preview_steps: int = 0
     """An event every so many steps carries a preview of the frames; 0: none."""
     group: str = ""
@@ -230,6 +232,10 @@ def _check_rest(request: SampleRequest, settings: SampleSettings) -> None:
         )
     if request.schedule == "refinement":
         raise ConfigError("The schedule refinement goes on from frames.", "Ask for a refinement instead.")
+    if request.sparsity is not None and not 0 <= request.sparsity < 1:
+        raise ConfigError(f"A sparsity of {request.sparsity:g} cannot be.", "Give a share from 0 to less than 1.")
+    if request.sparsity is not None and request.attention == "dense":
+        raise ConfigError("Dense attention has no sparsity.", "Leave the sparsity out, or use sparse attention.")
     if request.clip_fps is not None and not request.clip_fps > 0:
         raise ConfigError(f"A clip of {request.clip_fps} frames per second cannot be.", "Give its rate, or none.")
 

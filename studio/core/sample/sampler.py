@@ -124,7 +124,7 @@ def frames_of(
     refining = (LoraFile(path=published_lora(bundle.source, REFINEMENT_LORA)),) if is_refined else ()
     said = "The device ran out of memory when the LoRA was put on."
     with (
-        attention_set(bundle, request.attention) as chosen,
+        attention_set(bundle, request.attention, request.sparsity) as chosen,
         memory_errors(said, lambda: room_for_sample(bundle, settings.size)),
         loras_applied(bundle.dit, loras_of(request, bundle)),
     ):
@@ -132,7 +132,7 @@ def frames_of(
     if rendered is None or not is_refined:
         return rendered
     with (
-        attention_set(bundle, refining_attention(request, bundle)) as chosen,
+        attention_set(bundle, refining_attention(request, bundle), request.sparsity) as chosen,
         memory_errors(said, lambda: room_for_sample(bundle, settings.size)),
         loras_applied(bundle.dit, refining),
     ):
@@ -153,16 +153,19 @@ def refining_attention(request: SampleRequest, bundle: ModelBundle) -> Attention
 
 
 @contextmanager
-def attention_set(bundle: ModelBundle, setting: Attention | None) -> Iterator[ModelBundle]:
+def attention_set(
+    bundle: ModelBundle, setting: Attention | None, sparsity: float | None = None
+) -> Iterator[ModelBundle]:
     """Inside, the model attends as `setting` says, or as it was loaded; gives the bundle that says so.
 
     Raises:
         DeviceError: sparse was asked for where it does not run.
     """
-    if setting is None or setting == bundle.attention.setting:
+    known = bundle.attention
+    choice = replace(known, setting=setting or known.setting, sparsity=known.sparsity if sparsity is None else sparsity)
+    if choice == known:
         yield bundle
         return
-    choice = replace(bundle.attention, setting=setting)
     if setting == "sparse" and choice.refusal is not None and bundle.device.type != "cpu":
         raise DeviceError(
             f"Sparse attention was asked for, but it does not run here: {choice.refusal}.",
