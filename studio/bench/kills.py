@@ -56,8 +56,6 @@ class KillReport:
     """Steps that were done again."""
     num_half_written: int
     """Kills that left an unfinished checkpoint behind."""
-    num_stuck: int
-    """Starts that showed nothing for two minutes, and were killed then."""
     num_steps: int
     """Steps whose losses were compared."""
     are_losses_equal: bool
@@ -92,7 +90,7 @@ def compare_kills(
         "max_train_steps": num_steps, "checkpointing_steps": 2, "checkpoints_total_limit": 3,
     }  # fmt: skip
     calm, killed = (write_project(folder / name, **settings) for name in ("calm", "killed"))
-    kills = half_written = stuck = 0
+    kills = half_written = 0
     with fork_server() as server:
         if server.train(calm).wait(num_steps) != 0:
             raise RuntimeError("The run that nobody kills did not finish.")
@@ -100,7 +98,7 @@ def compare_kills(
             life = server.train(killed)
             before = _step(killed)
             is_saving = draw.random() < 0.5
-            stuck += not _await_progress(killed, life, before + draw.randint(1, STEPS_A_LIFE), is_saving=is_saving)
+            _await_progress(killed, before + draw.randint(1, STEPS_A_LIFE), is_saving=is_saving)
             if not is_saving:
                 time.sleep(draw.uniform(0, 0.2))
             life.kill()
@@ -121,7 +119,6 @@ def compare_kills(
         num_kills=kills,
         num_replayed=replayed,
         num_half_written=half_written,
-        num_stuck=stuck,
         num_steps=len(losses),
         are_losses_equal=first.snapshot().losses[: None if is_whole else len(losses)] == losses,
         is_lora_equal=same[0] if is_whole else None,
@@ -142,10 +139,7 @@ def bench_kills(num_kills: int, should_stop: Callable[[], bool]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = compare_kills(num_kills, Path(folder), should_stop=should_stop, on_kill=tell)
     write(f"\n{report.num_kills} kills in {report.seconds:.0f} s: {report.num_replayed} steps done again,")
-    write(
-        f"{report.num_half_written} half-written checkpoints left behind, {report.num_stuck} starts stuck. "
-        "Equal bit for bit to the calm run:"
-    )
+    write(f"{report.num_half_written} half-written checkpoints left behind. Equal bit for bit to the calm run:")
     write(f"losses of {report.num_steps} steps {report.are_losses_equal}" + _weights(report))
 
 
@@ -240,6 +234,8 @@ def serve_forks(main: Callable[[list[str]], int]) -> None:
     from studio.core.train.job import run_inline
 
     tqdm.monitor_interval = 0  # no thread that watches the bars: a fork in which it holds their lock never draws one
+    # Its own lock is a semaphore that all forks share: one that is killed while it draws would hold it for ever.
+    tqdm.set_lock(threading.RLock())
     # Whatever they import late is imported now; each fork loads a model of its own.
     load_bundle(ModelConfig(source="tiny", device="cpu"))
     del check_project, run_inline
@@ -259,27 +255,25 @@ def serve_forks(main: Callable[[list[str]], int]) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)  # noqa: T201 the answer
 
 
-def _await_progress(config: Path, life: Life, step: int, *, is_saving: bool) -> bool:
-    """True once `step` is done and, with `is_saving`, the next checkpoint is being written; False: it hangs."""
+def _await_progress(config: Path, step: int, *, is_saving: bool) -> None:
+    """Returns once `step` is done and, with `is_saving`, the next checkpoint is being written."""
     deadline = time.monotonic() + _SECONDS
     while not list_runs(config.parent / "runs") or _step(config) < step:
-        if time.monotonic() > deadline:
-            return False
-        _check(config)
-        time.sleep(0.005)
+        _check(config, deadline)
     while is_saving and not any(_run(config).path.glob("checkpoints/.step-*.part")):
-        if time.monotonic() > deadline:
-            return False
-        _check(config)
-    return True
+        _check(config, deadline)
 
 
-def _check(config: Path) -> None:
+def _check(config: Path, deadline: float) -> None:
+    """Waits a moment. Raises RuntimeError: the run is over, or shows nothing new by the deadline."""
     runs = list_runs(config.parent / "runs")
     state = runs[0].state() if runs else RunState.NEW
-    if state in (RunState.FINISHED, RunState.FAILED):
+    is_over, is_late = state in (RunState.FINISHED, RunState.FAILED), time.monotonic() > deadline
+    if is_over or is_late:
         said = config.with_name(LOG).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
-        raise RuntimeError(f"The run is {state} and could not be killed as planned. It said: {said}")
+        what = "hangs" if is_late else f"is {state}"
+        raise RuntimeError(f"The run {what} and could not be killed as planned. It said: {said}")
+    time.sleep(0.005)
 
 
 def _run(config: Path) -> RunFolder:
