@@ -82,7 +82,7 @@ def test_an_entry_that_cannot_be_read_has_failed_and_the_others_go_on(queue, tin
     broken, good = queue.add(SMALL), queue.add(replace(SMALL, prompt="good"))
     bad = queue.add(replace(SMALL, prompt="bad", num_frames=4))
     (queue.folder / f"{broken.id}.entry.json").write_text("no")
-    for _ in queue.run(tiny_bundle, tmp_path / "gallery"):
+    for _ in queue.run(lambda _: tiny_bundle, tmp_path / "gallery"):
         pass
     ended = {entry.id: entry for entry in queue.entries()}
     assert ended[broken.id].state is EntryState.FAILED
@@ -95,7 +95,7 @@ def test_an_entry_that_cannot_be_read_has_failed_and_the_others_go_on(queue, tin
 def test_a_running_sample_is_cancelled_after_its_step_and_a_stop_puts_it_back(queue, tiny_bundle, tmp_path):
     first, second = (queue.add(replace(SMALL, prompt=name, num_inference_steps=3)) for name in ("one", "two"))
     steps = []
-    for entry, event in queue.run(tiny_bundle, tmp_path / "gallery", should_stop=lambda: len(steps) == 2):
+    for entry, event in queue.run(lambda _: tiny_bundle, tmp_path / "gallery", should_stop=lambda: len(steps) == 2):
         if isinstance(event, DenoiseStep):
             steps.append(entry.id)
             if entry.id == first.id:
@@ -103,7 +103,7 @@ def test_a_running_sample_is_cancelled_after_its_step_and_a_stop_puts_it_back(qu
     assert steps == [first.id, second.id]
     assert states(queue) == [("one", "cancelled"), ("two", "waiting")]
     assert not list((tmp_path / "gallery").glob("*.mp4"))
-    running = queue.run(tiny_bundle, tmp_path / "gallery")
+    running = queue.run(lambda _: tiny_bundle, tmp_path / "gallery")
     next(running)
     running.close()
     assert states(queue)[1] == ("two", "waiting")

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 
+from studio.core.config import ModelConfig
 from studio.core.errors import ConfigError, StudioError
 from studio.core.events import SampleDone, SampleEvent
 from studio.core.model.load import ModelBundle
+from studio.core.model.memory import release
 from studio.core.sample.gallery import sample_into
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.request_file import delete_request, load_request, save_request, write_json
+
+logger = logging.getLogger(__name__)
 
 ID = re.compile(r"[0-9a-f]{12}")
 ENTRY = ".entry.json"
@@ -31,6 +37,11 @@ class EntryState(StrEnum):
     DONE = "done"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+    @property
+    def is_open(self) -> bool:
+        """True while it waits or runs."""
+        return self in (EntryState.WAITING, EntryState.RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +58,13 @@ class QueueEntry:
     message: str = ""
     remedy: str = ""
     """What went wrong, and what to do, where it failed."""
+    group: str = ""
+    label: str = ""
+    """As in the request."""
+    model: ModelConfig | None = None
+    """The model to render with; None: whichever is in use then."""
+    ended: float = 0.0
+    """Unix time at which it was done, failed or was cancelled; 0 before."""
 
 
 class SampleQueue:
@@ -56,11 +74,14 @@ class SampleQueue:
         self.folder = folder
         self._lock = threading.RLock()
 
-    def add(self, request: SampleRequest) -> QueueEntry:
-        """Puts a request at the end. Raises ConfigError: it cannot be kept."""
+    def add(self, request: SampleRequest, model: ModelConfig | None = None) -> QueueEntry:
+        """Puts a request at the end, to be rendered with `model`. Raises ConfigError: it cannot be kept."""
         with self._lock:
             place = max((entry.place for entry in self.entries()), default=0) + 1
-            entry = QueueEntry(id=secrets.token_hex(6), place=place, prompt=request.prompt)
+            entry = QueueEntry(
+                id=secrets.token_hex(6), place=place, prompt=request.prompt, group=request.group, label=request.label,
+                model=model,
+            )  # fmt: skip
             save_request(request, self.folder, entry.id)
             return self._write(entry)
 
@@ -91,7 +112,8 @@ class SampleQueue:
     def cancel(self, id_: str) -> None:
         """A waiting entry never runs; a running one ends after its step. Raises ConfigError."""
         with self._lock:
-            self._write(replace(self._entry(id_, EntryState.WAITING, EntryState.RUNNING), state=EntryState.CANCELLED))
+            entry = self._entry(id_, EntryState.WAITING, EntryState.RUNNING)
+            self._write(replace(entry, state=EntryState.CANCELLED, ended=time.time()))
 
     def remove(self, id_: str) -> None:
         """Deletes an entry that does not run; its video stays. Raises ConfigError."""
@@ -100,6 +122,12 @@ class SampleQueue:
                 raise ConfigError(f"The sample {id_} is running.", "Cancel it first.")
             (self.folder / f"{id_}{ENTRY}").unlink(missing_ok=True)
             delete_request(self.folder, id_)
+
+    def clear_done(self, keep: int) -> None:
+        """Deletes the entries that are done but the newest `keep`; their videos stay."""
+        done = sorted((e for e in self.entries() if e.state is EntryState.DONE), key=lambda e: e.ended, reverse=True)
+        for entry in done[keep:]:
+            self.remove(entry.id)
 
     def recover(self) -> None:
         """After a restart: what was running waits again, at its place."""
@@ -116,19 +144,26 @@ class SampleQueue:
             return None if entry is None else self._write(replace(entry, state=EntryState.RUNNING))
 
     def run(
-        self, bundle: ModelBundle, gallery: Path, *, should_stop: Callable[[], bool] = lambda: False
+        self,
+        load: Callable[[QueueEntry], ModelBundle],
+        gallery: Path,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[QueueEntry, SampleEvent]]:
         """Renders what waits, one after the other, until none waits or `should_stop`; then the running one waits again.
 
-        An entry that fails keeps its reason, and the next one runs.
+        `load` gives the model of an entry. An entry that fails keeps its reason, and the next one runs.
         """
         while not should_stop() and (entry := self.take()) is not None:
             at = entry
+            ending = replace(at, state=EntryState.WAITING)
+            ends = partial(self._ends, at.id, should_stop)
             try:
                 request = load_request(self.folder, at.id)
-                ending = replace(at, state=EntryState.WAITING)
-                ends = partial(self._ends, at.id, should_stop)
-                for event in sample_into(request, bundle, gallery, should_stop=ends):
+                bundle = load(at)
+                # Loading takes minutes, in which someone may have changed their mind.
+                events = iter(()) if ends() else sample_into(request, bundle, gallery, should_stop=ends)
+                for event in events:
                     if isinstance(event, SampleDone):
                         ending = replace(at, state=EntryState.DONE, video=event.path.stem)
                     yield at, event
@@ -137,7 +172,12 @@ class SampleQueue:
             except GeneratorExit:
                 self._end(replace(at, state=EntryState.WAITING))
                 raise
+            except Exception as error:  # noqa: BLE001 one sample that nobody foresaw must not hold up the others
+                logger.exception("the sample %s failed", at.id)
+                said = f"The sample ended with an error that was not foreseen: {type(error).__name__}."
+                ending = replace(at, state=EntryState.FAILED, message=said, remedy="Look into the log of the app.")
             self._end(ending)
+            release()
 
     def _ends(self, id_: str, should_stop: Callable[[], bool]) -> bool:
         return should_stop() or self._read(id_).state is EntryState.CANCELLED
@@ -146,7 +186,8 @@ class SampleQueue:
         """A cancelled entry stays cancelled, unless its video came first."""
         with self._lock:
             if entry.state is EntryState.DONE or self._read(entry.id).state is EntryState.RUNNING:
-                self._write(replace(entry, place=self._read(entry.id).place))
+                ended = 0.0 if entry.state is EntryState.WAITING else time.time()
+                self._write(replace(entry, place=self._read(entry.id).place, ended=ended))
 
     def _entry(self, id_: str, *states: EntryState) -> QueueEntry:
         """Raises ConfigError: there is none, or it is in another state."""
@@ -161,10 +202,10 @@ class SampleQueue:
         file = self.folder / f"{id_}{ENTRY}"
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
-            return QueueEntry(
-                **{**values, "id": id_, "state": EntryState(values["state"]), "place": int(values["place"])}
-            )
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            known = {"id": id_, "state": EntryState(values["state"]), "place": int(values["place"])}
+            model = values.get("model")
+            return QueueEntry(**{**values, **known, "model": ModelConfig(**model) if model else None})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
             said = f"{file.name} cannot be read: {error}."
             return QueueEntry(
                 id=id_, place=0, prompt="", state=EntryState.FAILED, message=said, remedy="Ask for the sample again."

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from studio.core.config import Attention
 from studio.core.data.decode import cover_box
 from studio.core.errors import ConfigError
-from studio.core.geometry import round_to_grid
+from studio.core.geometry import GridSpec, round_to_grid
 from studio.core.model.flow import Schedule
-from studio.core.model.load import ModelBundle, SampleDefaults
+from studio.core.model.load import SampleDefaults
 from studio.core.model.lora import LoraFile
 from studio.core.published_buckets import published_size
 from studio.core.types import Bucket
@@ -103,6 +103,20 @@ class SampleRequest:
         return tuple(given[min(number, len(given) - 1)] for number in range(self.num_segments))
 
 
+class SizeRules(Protocol):
+    """What a checkpoint says of sizes: a loaded one, or one of which only the configuration was read."""
+
+    @property
+    def grid(self) -> GridSpec:
+        """Its strides."""
+        ...
+
+    @property
+    def defaults(self) -> SampleDefaults:
+        """Its own size, frames and steps."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleSettings:
     """A request with every default filled in."""
@@ -126,7 +140,7 @@ class SampleSettings:
         return Bucket(num_frames=self.num_frames, height=self.height, width=self.width)
 
 
-def resolve_settings(request: SampleRequest, bundle: ModelBundle) -> SampleSettings:
+def resolve_settings(request: SampleRequest, bundle: SizeRules) -> SampleSettings:
     """Defaults filled in, the size chosen after the start frame or clip, and everything checked.
 
     The size is the published 480p bucket whose aspect is nearest; of a checkpoint with another default size that one,
@@ -170,7 +184,7 @@ def default_size(defaults: SampleDefaults, shape: Sequence[int] | None, unit: in
     return (high, low) if shape[0] > shape[1] else (low, high)
 
 
-def refined_size(height: int, width: int, bundle: ModelBundle) -> tuple[int, int]:
+def refined_size(height: int, width: int, bundle: SizeRules) -> tuple[int, int]:
     """(height, width) that refinement goes to: the nearest published 720p bucket on the grid of attention blocks."""
     unit = bundle.grid.bucket_alignment
     if (bundle.defaults.height, bundle.defaults.width) == (SampleDefaults().height, SampleDefaults().width):
@@ -178,7 +192,7 @@ def refined_size(height: int, width: int, bundle: ModelBundle) -> tuple[int, int
     return round_to_grid(height * OTHER_REFINED_SCALE, unit), round_to_grid(width * OTHER_REFINED_SCALE, unit)
 
 
-def _check_size(settings: SampleSettings, bundle: ModelBundle) -> None:
+def _check_size(settings: SampleSettings, bundle: SizeRules) -> None:
     height, width, unit = settings.height, settings.width, bundle.grid.pixel_multiple
     if not bundle.grid.is_legal_size(height, width):
         near = [max(unit, round(side / unit) * unit) for side in (height, width)]
@@ -190,7 +204,7 @@ def _check_size(settings: SampleSettings, bundle: ModelBundle) -> None:
         raise ConfigError(f"The size {height}x{width} is beyond what the model can do.", f"Stay within {MAX_EDGE} px.")
 
 
-def _check_frames(request: SampleRequest, settings: SampleSettings, bundle: ModelBundle) -> None:
+def _check_frames(request: SampleRequest, settings: SampleSettings, bundle: SizeRules) -> None:
     num_frames, stride, overlap = settings.num_frames, bundle.grid.temporal_stride, request.num_overlap_frames
     shortest = 1 + stride
     if num_frames < shortest or not bundle.grid.is_legal_frame_count(num_frames):
@@ -240,7 +254,7 @@ def _check_rest(request: SampleRequest, settings: SampleSettings) -> None:
         raise ConfigError(f"A clip of {request.clip_fps} frames per second cannot be.", "Give its rate, or none.")
 
 
-def taken_frames(request: SampleRequest, bundle: ModelBundle, *, times: int = 1) -> np.ndarray:
+def taken_frames(request: SampleRequest, bundle: SizeRules, *, times: int = 1) -> np.ndarray:
     """Frames of the clip, uint8 [T, H, W, 3], at about `times` the model's rate: every n-th one.
 
     Source: `stride = max(1, round(fps / 15))` of the published demos.

@@ -155,7 +155,7 @@ def preflight(
     held_out, sampled = held_out_pairs(report, config), validation_pairs(report, config)
     sampler = BatchSampler(pairs, config.data, config.seed)
     num_steps = count_steps(config, sampler) if pairs else config.optim.max_train_steps or 0
-    shapes = _shapes(config.model.source, issues)
+    shapes = shapes_of(config.model.source, issues)
     device, dtype = _device(config, issues)
     pace, pace_from = _pace(config, fit, snapshot)
     rank = _rank(config, issues)
@@ -202,7 +202,7 @@ def count_parameters(shapes: Shapes, rank: int) -> int:
     return shapes.depth * sum(rank * (layer.in_features + layer.out_features) for layer in layers)
 
 
-def _shapes(source: str, issues: list[Issue]) -> Shapes | None:
+def shapes_of(source: str, issues: list[Issue]) -> Shapes | None:
     """The shapes of a checkpoint; None while it is not on this machine, or what is there cannot be read."""
     try:
         folder = _local_folder(source)
