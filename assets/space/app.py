@@ -1,6 +1,5 @@
-"""The Space: sample from the demo's start frames, and look at the demo datasets."""
+"""The Space: a start frame, a sentence, a video."""
 
-from studio.ui.app import launch
-from studio.ui.settings import AppSettings
+from studio.ui.space_app import launch
 
-launch(AppSettings(is_space=True), host="0.0.0.0")
+launch()

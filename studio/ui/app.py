@@ -14,24 +14,23 @@ import fastapi
 import gradio as gr
 import torch
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from studio.core.config import ModelConfig
 from studio.core.errors import ConfigError, StudioError
 from studio.core.model.load import ModelBundle, resolve_device
 from studio.ui import markup
 from studio.ui.dataset_tab import build_dataset_tab
+from studio.ui.guard import DocumentedOnly, OwnSiteOnly, PasswordOnly
 from studio.ui.runs_tab import RunsTab, build_runs_tab
 from studio.ui.sample_tab import build_sample_tab
 from studio.ui.settings import AppSettings
-from studio.ui.space_app import build_space_page
 from studio.ui.theme import CSS, HEAD, studio_theme
 from studio.ui.train_tab import POLL_SECONDS, Seen, build_train_tab
 from studio.ui.workshop import Workshop
 from studio.view.terminal import write
 from studio.view.words import LANGUAGES, Language, Words, words
 
-MAX_UPLOAD, MAX_UPLOAD_SPACE = "200mb", "20mb"
+MAX_UPLOAD = "200mb"
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -47,21 +46,18 @@ def build_app(
         links = _language_links(settings, here) if workshop else []
         header = gr.HTML(markup.header(w, _chips(shop, w), links), elem_id="header")
         pulse = gr.HTML(elem_id="pulse")
-        timer = gr.Timer(POLL_SECONDS, active=not settings.is_space)
+        timer = gr.Timer(POLL_SECONDS)
         # Here, and not in the room: what a browser keeps is read when the page begins.
         kept = gr.BrowserState({}, storage_key="studio-chart", secret="studio")
         with gr.Tabs(selected="dataset") as tabs:
             with gr.Tab(w("tab.dataset"), id="dataset") as dataset_room:
                 dataset = build_dataset_tab(shop, w)
-            train, runs, train_room, runs_room = None, None, None, None
-            if not settings.is_space:
-                with gr.Tab(w("tab.train"), id="train") as train_room:
-                    train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
+            with gr.Tab(w("tab.train"), id="train") as train_room:
+                train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
             with gr.Tab(w("tab.sample"), id="sample") as sample_room:
-                sample = build_space_page(shop, w) if settings.is_space else build_sample_tab(shop, w)
-            if not settings.is_space:
-                with gr.Tab(w("tab.runs"), id="runs") as runs_room:
-                    runs = build_runs_tab(shop, w, tabs)
+                sample = build_sample_tab(shop, w)
+            with gr.Tab(w("tab.runs"), id="runs") as runs_room:
+                runs = build_runs_tab(shop, w, tabs)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         chips: dict[str, Any] = {"fn": lambda: markup.header(w, _chips(shop, w), links), "outputs": header, **quiet}
@@ -69,49 +65,59 @@ def build_app(
         restored = app.load(dataset.reload, None, dataset.outputs, **quiet)
         restored.then(**chips)
         sample.rendered.then(**chips)
-        if train and runs and train_room and runs_room:
-            changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
-            changed.then(**chips).then(**train.watch)
-            dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
-                train.plan, dataset.path, train.plan_outputs, **quiet
-            )
-            train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet).then(
-                sample.take_newest, None, sample.lora, **quiet
-            )
-            restored.then(train.plan, dataset.path, train.plan_outputs, **quiet)
-            restored.then(**train.watch)
-            train.clips.click(lambda: gr.Tabs(selected="dataset"), None, tabs, **quiet)
-            train.clips.click(dataset.find, dataset.path, dataset.find_outputs, **{**quiet, "queue": True})
-            opened = [tabs, *runs.open_outputs]
-            train.chart.click(_opens_checkpoint(runs), train.seen, opened, **quiet)
-            runs_room.select(runs.refresh, runs.refresh_inputs, runs.outputs, **quiet)
-            for other in (dataset_room, train_room, sample_room):
-                other.select(runs.leave, None, runs.timer, **quiet)
-            for continued in runs.continued:
-                continued.then(**train.watch)
+        changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
+        changed.then(**chips).then(**train.watch)
+        dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
+            train.plan, dataset.path, train.plan_outputs, **quiet
+        )
+        train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet).then(
+            sample.take_newest, None, sample.lora, **quiet
+        )
+        restored.then(train.plan, dataset.path, train.plan_outputs, **quiet)
+        restored.then(**train.watch)
+        train.clips.click(lambda: gr.Tabs(selected="dataset"), None, tabs, **quiet)
+        train.clips.click(dataset.find, dataset.path, dataset.find_outputs, **{**quiet, "queue": True})
+        opened = [tabs, *runs.open_outputs]
+        train.chart.click(_opens_checkpoint(runs), train.seen, opened, **quiet)
+        runs_room.select(runs.refresh, runs.refresh_inputs, runs.outputs, **quiet)
+        for other in (dataset_room, train_room, sample_room):
+            other.select(runs.leave, None, runs.timer, **quiet)
+        for continued in runs.continued:
+            continued.then(**train.watch)
     app.queue(max_size=32, default_concurrency_limit=2)
     return app
 
 
-def serve(settings: AppSettings, *, hosts: frozenset[str] = LOCAL_HOSTS, auth: Any = None) -> fastapi.FastAPI:
-    """The pages of all languages on one server; requests for other hosts, or from other sites, are refused."""
+def serve(
+    settings: AppSettings, *, hosts: frozenset[str] = LOCAL_HOSTS, auth: tuple[str, str] | None = None
+) -> fastapi.FastAPI:
+    """The pages of all languages on one server.
+
+    Requests for other hosts, from other sites, or without the name and password of `auth` are refused, and what is no
+    page may call the documented API only.
+    """
     shop = Workshop(settings)
     if settings.project is not None:
         _open_quietly(shop, str(settings.project))
     os.environ.setdefault("GRADIO_TEMP_DIR", str(shop.folder / "gradio"))
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    server.add_middleware(OwnSiteOnly, hosts=frozenset() if settings.is_space else hosts)
-    ordered = sorted(LANGUAGES, key=lambda language: language == settings.language)
-    for language in ordered:
+    pages: dict[str, gr.Blocks] = {}
+    server.add_middleware(DocumentedOnly, pages=pages)
+    if auth is not None:
+        server.add_middleware(PasswordOnly, name=auth[0], password=auth[1])
+    # The one added last comes first.
+    server.add_middleware(OwnSiteOnly, hosts=hosts)
+    for language in sorted(LANGUAGES, key=lambda language: language == settings.language):
+        path = _address(settings, language)
+        pages[path] = build_app(settings, workshop=shop, language=language)
         gr.mount_gradio_app(
             server,
-            build_app(settings, workshop=shop, language=language),
-            path=_address(settings, language),
-            auth=auth,
+            pages[path],
+            path=path,
             theme=studio_theme(),
             css_paths=CSS,
             head=HEAD,
-            max_file_size=MAX_UPLOAD_SPACE if settings.is_space else MAX_UPLOAD,
+            max_file_size=MAX_UPLOAD,
             blocked_paths=_blocked(shop),
             footer_links=[],
             show_error=False,
@@ -130,14 +136,15 @@ def launch(
     auth: tuple[str, str] | None = None,
     open_browser: bool = False,
 ) -> None:
-    """Serves the app until it is interrupted.
+    """Serves the app until it is interrupted. `auth` is a name and a password.
 
     Raises ConfigError: a host that others reach without a password, or a port in use.
     """
     settings = settings or AppSettings()
-    if not _is_loopback(host) and auth is None and not settings.is_space:
+    if not _is_loopback(host) and auth is None:
         raise ConfigError(
-            f"The host {host} can be reached by others, and no password is set.", "Use 127.0.0.1, or set a password."
+            f"The host {host} can be reached by others, and no password is set.",
+            "Use 127.0.0.1, or give --auth NAME:PASSWORD.",
         )
     _check_port(host, port)
     server = serve(settings, hosts=LOCAL_HOSTS | {host} if _is_loopback(host) else frozenset(), auth=auth)
@@ -156,33 +163,6 @@ def _check_port(host: str, port: int) -> None:
             raise ConfigError(
                 f"The app cannot use port {port} of {host}: {error.strerror}.", "Give another --port."
             ) from error
-
-
-class OwnSiteOnly:
-    """Refuses requests under a foreign host name (DNS rebinding) and from the pages of other sites."""
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
-        self.app = app
-        self.hosts = hosts
-        """Host names that are served; none means all."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, or answers 403."""
-        if scope["type"] in ("http", "websocket") and not self._is_own(scope):
-            response = fastapi.Response("This address is not served here.", status_code=403)
-            await response(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _is_own(self, scope: Scope) -> bool:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        host = headers.get(b"host", "")
-        name = host.rsplit(":", 1)[0].strip("[]") if not host.endswith("]") else host.strip("[]")
-        if self.hosts and name not in self.hosts:
-            return False
-        origin = headers.get(b"origin")
-        is_reading = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
-        return is_reading or origin is None or origin.partition("://")[2] == host
 
 
 def _is_loopback(host: str) -> bool:

@@ -94,12 +94,12 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
     with gr.Row(elem_classes="bar-row"):
         typed = gr.Textbox(
             label=w("dataset.path"), placeholder=w("dataset.path_hint"), scale=6, max_lines=1,
-            visible=not settings.is_space, elem_id="dataset-path",
+            elem_id="dataset-path",
         )  # fmt: skip
-        open_button = gr.Button(w("dataset.open"), scale=0, min_width=96, visible=not settings.is_space)
+        open_button = gr.Button(w("dataset.open"), scale=0, min_width=96)
         demo_button = gr.Button(w("dataset.demo"), scale=0, min_width=152, elem_id="use-demo")
         broken_button = gr.Button(w("dataset.demo_broken"), scale=0, min_width=176, elem_id="use-broken")
-    with gr.Accordion(w("dataset.drop"), open=False, visible=not settings.is_space, elem_id="drop"):
+    with gr.Accordion(w("dataset.drop"), open=False, elem_id="drop"):
         limits = {"files": MAX_FILES, "megabytes": 200, "gigabytes": MAX_BYTES // 10**9}
         gr.HTML(markup.note(w("dataset.drop_limits", **limits)))
         dropped = gr.File(file_count="multiple", file_types=SUFFIXES, show_label=False, height=144, elem_id="dropped")
@@ -109,9 +109,8 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
             w("dataset.cancel"), variant="stop", scale=0, min_width=120, visible=False, elem_id="cancel-check"
         )
     lines = [w("dataset.empty_1"), w("dataset.empty_2"), w("dataset.empty_3")]
-    foot = w("dataset.empty_space" if settings.is_space else "dataset.empty_note")
     with gr.Row(elem_classes="head-row"):
-        summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, foot))
+        summary = gr.HTML(markup.empty_state(w("dataset.empty_title"), lines, w("dataset.empty_note")))
         with gr.Column(scale=0, min_width=352):
             train = gr.Button("", variant="primary", visible=False, elem_id="to-train")
             mend = gr.Button("", visible=False, elem_id="mend")
@@ -138,9 +137,7 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
         with gr.Accordion("", open=False) as other:
             issues = gr.HTML()
         with gr.Row(elem_classes="action-row"):
-            make_report = gr.Button(
-                w("report.make"), scale=0, min_width=160, visible=not settings.is_space, elem_id="make-report"
-            )
+            make_report = gr.Button(w("report.make"), scale=0, min_width=160, elem_id="make-report")
             as_page = gr.DownloadButton(w("report.html"), visible=False, scale=0, min_width=240, elem_id="report-html")
             as_data = gr.DownloadButton(w("report.json"), visible=False, scale=0, min_width=240, elem_id="report-json")
     view = [summary, body, filters, clips, pager, where, buckets, other, issues, mend, train]
@@ -270,14 +267,12 @@ def build_dataset_tab(workshop: Workshop, w: Words) -> DatasetTab:
 
     quiet: dict[str, Any] = {"api_visibility": "private"}
     hidden: dict[str, Any] = {"show_progress": "hidden", **quiet}
-    if not settings.is_space:
-        # What reads or writes paths of the server is not there at all for visitors of a Space.
-        typed.submit(open_typed, typed, opening, **hidden)
-        open_button.click(open_typed, typed, opening, **hidden)
-        dropped.upload(open_dropped, dropped, opening, **hidden)
-        mend.click(panel.fill, path, panel.outputs, **hidden)
-        panel.write.click(write_mended, [path, *panel.inputs], opening, **hidden)
-        make_report.click(report, path, [as_page, as_data], **quiet)
+    typed.submit(open_typed, typed, opening, **hidden)
+    open_button.click(open_typed, typed, opening, **hidden)
+    dropped.upload(open_dropped, dropped, opening, **hidden)
+    mend.click(panel.fill, path, panel.outputs, **hidden)
+    panel.write.click(write_mended, [path, *panel.inputs], opening, **hidden)
+    make_report.click(report, path, [as_page, as_data], **quiet)
     demo_button.click(open_demo, None, opening, **hidden)
     broken_button.click(open_broken, None, opening, **hidden)
     cancel.click(stop, None, cancel, queue=False, **hidden)
@@ -306,7 +301,7 @@ def _how_far(key: str, step: Step, w: Words) -> str:
 
 def _render(opened: Opened, show: str, at: int, choice: int | None, workshop: Workshop, w: Words) -> list[Any]:
     """Updates of every part that shows the dataset, in the order of `view`."""
-    report, is_space = opened.report, workshop.settings.is_space
+    report = opened.report
     pairs = selection.clips_shown(report, show)
     first = PAGE_SIZE * max(0, min(at, (len(pairs) - 1) // PAGE_SIZE))
     part = pairs[first : first + PAGE_SIZE]
@@ -315,7 +310,7 @@ def _render(opened: Opened, show: str, at: int, choice: int | None, workshop: Wo
     train = w.count("dataset.train", ready) if report.is_ok else w("dataset.train_blocked")
     loose = selection.issues_shown(report, show)
     return [
-        dataset_markup.summary(report, Path(opened.path.name) if is_space else opened.path, w),
+        dataset_markup.summary(report, opened.path, w),
         gr.update(visible=True),
         dataset_markup.filters(report, show, w),
         dataset_markup.clip_table(part, choice, loose, workshop.thumbnails, w),
@@ -326,13 +321,13 @@ def _render(opened: Opened, show: str, at: int, choice: int | None, workshop: Wo
         dataset_markup.issue_list(report.issues, w),
         gr.update(
             value=mend_label(opened.offer, w),
-            visible=bool(opened.offer) and not is_space,
+            visible=bool(opened.offer),
             variant="secondary" if report.is_ok else "primary",
         ),  # fmt: skip
         gr.update(
             value=train,
             interactive=report.is_ok and ready > 0,
-            visible=not is_space,
+            visible=True,
             variant="primary" if report.is_ok else "secondary",
         ),  # fmt: skip
     ]

@@ -91,11 +91,10 @@ def build_mend_panel(workshop: Workshop, w: Words, path: gr.State) -> MendPanel:
             return [markup.failure(error, w), gr.update(interactive=False)]
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    if not workshop.settings.is_space:
-        gr.on(
-            [kinds.input, template.change, rate.change], show, [path, kinds, template, rate], [preview, write],
-            trigger_mode="always_last", **quiet,
-        )  # fmt: skip
+    gr.on(
+        [kinds.input, template.change, rate.change], show, [path, kinds, template, rate], [preview, write],
+        trigger_mode="always_last", **quiet,
+    )  # fmt: skip
     close.click(lambda: gr.update(visible=False), None, box, queue=False, **quiet)
     return MendPanel(box=box, write=write, inputs=inputs, fill=fill, outputs=outputs)
 

@@ -27,9 +27,6 @@ from studio.view.words import Words
 logger = logging.getLogger(__name__)
 
 NO_LORA = ""
-SPACE_FRAMES, SPACE_STEPS, SPACE_EDGE = 33, 30, 256
-"""The most that one render on a Space takes; the edge in pixels."""
-
 PLAY_BOTH = """
 () => document.querySelectorAll('#players video').forEach((video) => { video.currentTime = 0; video.play(); })
 """
@@ -127,7 +124,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
         return gr.update(interactive=False)
 
     def refresh() -> Any:
-        names = [] if workshop.settings.is_space else [name for name, _ in lora_choices(workshop)]
+        names = [name for name, _ in lora_choices(workshop)]
         return gr.update(choices=[(w("sample.lora_none"), NO_LORA), *((name, name) for name in names)])
 
     def take_newest() -> Any:
@@ -190,7 +187,7 @@ def _request(
         raise StudioError(w("sample.no_prompt"), w("sample.no_prompt_remedy"))
     strength, frames, steps, height, width, guidance, seed = numbers
     file = Path(lora) if is_file and lora else _lora_of_run(workshop, lora, w) if lora else None
-    request = SampleRequest(
+    return SampleRequest(
         prompt=(text or "").strip(),
         start_frame=picture,
         loras=(LoraFile(path=file, strength=float(strength)),) if file else (),
@@ -201,22 +198,6 @@ def _request(
         guidance_scale=guidance or None,
         seed=int(seed or 0),
     )
-    return _capped(request) if workshop.settings.is_space else request
-
-
-def _capped(request: SampleRequest) -> SampleRequest:
-    """The request within what one visitor of a Space may ask for."""
-    return replace(
-        request,
-        num_frames=_at_most(SPACE_FRAMES, request.num_frames),
-        num_inference_steps=_at_most(SPACE_STEPS, request.num_inference_steps),
-        height=_at_most(SPACE_EDGE, request.height),
-        width=_at_most(SPACE_EDGE, request.width),
-    )
-
-
-def _at_most(limit: int, value: int | None) -> int | None:
-    return None if value is None else min(limit, value)
 
 
 def _positive(value: float | None) -> int | None:

@@ -29,5 +29,3 @@ class AppSettings:
     """The demo dataset with faults in it."""
     language: Language = "en"
     """Of the page at /; the other languages have pages of their own."""
-    is_space: bool = False
-    """On a public Space: no training, no paths, the demo datasets only."""

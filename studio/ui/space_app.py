@@ -1,104 +1,185 @@
-"""The page of a Space: a start frame, a sentence, and two players side by side."""
+"""The Space: one page on which visitors set a start frame in motion. It trains nothing, knows no path, keeps no file.
+
+An app of its own, without the rooms of the local one: what is not built here, nobody can ask for.
+"""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
+from starlette.middleware import Middleware
 
+from studio.core.assets import TINY, asset_path
+from studio.core.config import PUBLISHED_MODEL, ModelConfig
 from studio.core.data.decode import read_image
-from studio.core.data.pair import pair_files
-from studio.core.data.scan import scan_folder
+from studio.core.data.shapes import EFFECT
 from studio.core.errors import StudioError
-from studio.core.events import DenoiseStep, SampleDone
+from studio.core.events import SampleEvent
+from studio.core.model.flow import Schedule
+from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.lora import LoraFile
-from studio.core.sample.sampler import SampleRequest, resolve_settings, sample
-from studio.core.simpletuner import read_project
+from studio.core.sample.request import DISTILLED_STEPS, SampleRequest
+from studio.core.sample.sampler import sample
 from studio.ui import markup
-from studio.ui.train_tab import lora_choices
-from studio.ui.workshop import Workshop
-from studio.view.words import Words
+from studio.ui.guard import SmallRequestsOnly
+from studio.ui.settings import DEMO
+from studio.ui.space_render import MAX_SECONDS, Sampler, updates
+from studio.ui.theme import CSS, HEAD, studio_theme
+from studio.view.words import LANGUAGES, Language, Words, words
 
-logger = logging.getLogger(__name__)
+MAX_PROMPT = 2000
+"""Characters."""
+MAX_WAITING = 8
+"""Visitors in the queue; one render at a time."""
+KEPT_SECONDS = 1800
+"""Uploads and videos are deleted after that."""
+SWEEP_SECONDS = 300
 
-NO_LORA = ""
-SPACE_FRAMES, SPACE_STEPS, SPACE_EDGE = 33, 30, 256
-"""The most that one render on a Space takes; the edge in pixels."""
+EXAMPLE_MOTIONS = ("moves right", "swings left and back", "grows", "moves down")
 
 PLAY_BOTH = """
 () => document.querySelectorAll('#players video').forEach((video) => { video.currentTime = 0; video.play(); })
 """
 
 
-@dataclass(frozen=True, slots=True)
-class SpacePage:
-    """The parts that the page itself needs."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """What a visitor may ask for."""
 
-    refresh: Callable[[], Any]
-    """refresh() -> the LoRA list anew."""
-    take_newest: Callable[[], Any]
-    """take_newest() -> the list anew, with the newest LoRA chosen."""
-    lora: gr.Dropdown
-    rendered: Any
-    """The event of a render that ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What the room shows at one moment of a render."""
-
-    status: str
-    without: str | None = None
-    with_lora: str | None = None
+    model: ModelConfig
+    schedule: Schedule | None = None
+    max_frames: int
+    max_steps: int
+    max_megabytes: int
+    """Of an upload."""
 
 
-def build_space_page(workshop: Workshop, w: Words) -> SpacePage:
-    """Lays the room out and connects it."""
-    following = gr.State(0)
+ON_CPU = Offer(model=ModelConfig(source=TINY, device="cpu"), max_frames=33, max_steps=30, max_megabytes=20)
+ON_GPU = Offer(
+    model=ModelConfig(source=PUBLISHED_MODEL, device="cuda"),
+    schedule="distilled",
+    max_frames=93,
+    max_steps=DISTILLED_STEPS,
+    max_megabytes=200,
+)
+"""Room for a LoRA of the published model; a visitor's free minutes allow for no more than the distilled steps."""
+
+
+def launch(*, port: int | None = None) -> None:
+    """Serves the Space until it is interrupted, on the host and port that Hugging Face names, else on this machine."""
+    spaces = _spaces()
+    offer = ON_GPU if torch.cuda.is_available() else ON_CPU
+    with tempfile.TemporaryDirectory(prefix="longcat-space-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
+        bundle = load_bundle(offer.model)
+
+        def sampler(request: SampleRequest, out: Path) -> Iterator[SampleEvent]:
+            end = time.monotonic() + MAX_SECONDS
+            yield from sample(request, bundle, out, should_stop=lambda: time.monotonic() > end)
+
+        lent = spaces.GPU(sampler, duration=gpu_seconds) if spaces else sampler
+        build_space(offer, bundle, lent, Path(folder)).launch(
+            server_port=port,
+            share=False,
+            quiet=True,
+            theme=studio_theme(),
+            css_paths=CSS,
+            head=HEAD,
+            max_file_size=f"{offer.max_megabytes}mb",
+            blocked_paths=[os.path.realpath(os.curdir)],
+            footer_links=[],
+            show_error=False,
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            mcp_server=False,
+            app_kwargs={"middleware": [Middleware(SmallRequestsOnly, most=(offer.max_megabytes + 1) * 2**20)]},
+        )
+
+
+def build_space(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Path) -> gr.Blocks:
+    """The page in each language; videos are written below `folder` until they are sent."""
+    first, *others = LANGUAGES
+    with gr.Blocks(
+        title=words(first)("app.name"), analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
+    ) as app:
+        gr.Navbar(visible=False)
+        _build_page(offer, bundle, sampler, folder, words(first))
+    for language in others:
+        with app.route(LANGUAGES[language], language):
+            gr.Navbar(visible=False)
+            _build_page(offer, bundle, sampler, folder, words(language))
+    app.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
+    return app
+
+
+def gpu_seconds(request: SampleRequest, out: Path) -> int:
+    """How long a GPU of Hugging Face is asked for.
+
+    At 480x832 a forward of 24 latent frames takes 3.3 s on an H200, of which attention, which grows with the square,
+    takes 2.0 (DESIGN.md, "full size"); a quarter is added for slower cards, and half a minute for the rest.
+    """
+    share = (1 + ((request.num_frames or ON_GPU.max_frames) - 1) / 4) / 24
+    steps = request.num_inference_steps or DISTILLED_STEPS
+    return round(30 + 1.25 * steps * (1.3 * share + 2.0 * share**2))
+
+
+def _spaces() -> Any:
+    """The package of Hugging Face's shared GPUs, where it is installed; imported before anything uses CUDA."""
+    try:
+        import spaces  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return spaces
+
+
+def _build_page(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Path, w: Words) -> None:
+    is_tiny = offer.schedule is None
+    defaults = bundle.defaults
+    gr.HTML(markup.header(w, _chips(offer, bundle, w), _language_links(w.language)), elem_id="header")
     with gr.Row(elem_classes="head-row"):
-        status = gr.HTML(markup.note(w("sample.head")), elem_id="sample-status")
+        status = gr.HTML(markup.note(w("space.tiny") if is_tiny else w("space.published")), elem_id="sample-status")
         with gr.Column(scale=0, min_width=304):
             start = gr.Button(w("sample.render"), variant="primary", elem_id="render")
             cancel = gr.Button(w("sample.cancel"), variant="stop", visible=False, elem_id="cancel")
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             frame = gr.Image(
-                label=w("sample.start_frame"), type="numpy", image_mode="RGB", height=240,
+                label=w("sample.start_frame"), type="filepath", image_mode=None, height=240,
                 sources=["upload", "clipboard"], buttons=[], elem_id="start-frame",
             )  # fmt: skip
-            from_demo = gr.Button(w("sample.from_demo"), size="sm", elem_id="from-demo")
             prompt = gr.Textbox(
-                label=w("sample.prompt"), placeholder=w("sample.prompt_hint"), lines=2, max_length=2000,
+                label=w("sample.prompt"), placeholder=w("sample.prompt_hint"), lines=2, max_length=MAX_PROMPT,
                 elem_id="prompt",
             )  # fmt: skip
-            lora = gr.Dropdown(
-                [(w("sample.lora_none"), NO_LORA)], value=NO_LORA, label=w("sample.lora"), elem_id="lora-choice"
-            )
-            strength = gr.Slider(0, 2, 1, step=0.05, label=w("sample.strength"))
-            with gr.Accordion(w("sample.lora_upload"), open=False):
-                upload = gr.File(show_label=False, file_types=[".safetensors"], height=128, elem_id="lora-file")
+            gr.Examples(
+                demo_pairs(), [frame, prompt], label=w("space.examples"), examples_per_page=8, api_visibility="private",
+                elem_id="examples",
+            )  # fmt: skip
             with gr.Accordion(w("sample.more"), open=False):
-                gr.HTML(markup.note(w("sample.default_hint")))
-                with gr.Row():
-                    frames = gr.Number(
-                        None,
-                        label=w("sample.frames"),
-                        info=w("sample.frames_help"),
-                        precision=0,
-                        elem_id="sample-frames",
-                    )
-                    steps = gr.Number(None, label=w("sample.steps"), precision=0, elem_id="sample-steps")
-                with gr.Row():
-                    height = gr.Number(None, label=w("sample.height"), precision=0, elem_id="sample-height")
-                    width = gr.Number(None, label=w("sample.width"), precision=0, elem_id="sample-width")
-                with gr.Row():
-                    guidance = gr.Number(None, label=w("sample.guidance"), info=w("sample.guidance_help"))
-                    seed = gr.Number(0, label=w("sample.seed"), precision=0, minimum=0)
+                frames = gr.Slider(
+                    5, offer.max_frames, min(defaults.num_frames, offer.max_frames), step=4, label=w("sample.frames"),
+                    elem_id="sample-frames",
+                )  # fmt: skip
+                steps = gr.Slider(
+                    1, offer.max_steps, min(defaults.num_inference_steps, offer.max_steps), step=1,
+                    label=w("sample.steps"), visible=is_tiny, elem_id="sample-steps",
+                )  # fmt: skip
+                seed = gr.Number(0, label=w("sample.seed"), precision=0, minimum=0, elem_id="sample-seed")
+            with gr.Accordion(w("space.lora"), open=False):
+                gr.HTML(markup.note(w("space.lora_note", megabytes=offer.max_megabytes)))
+                lora = gr.File(show_label=False, file_types=[".safetensors"], height=128, elem_id="lora-file")
+                strength = gr.Slider(0, 2, 1, step=0.05, label=w("sample.strength"))
+            gr.HTML(markup.note(w("space.kept", minutes=KEPT_SECONDS // 60)))
         with gr.Column(scale=3, min_width=320):
             stage = gr.HTML(markup.empty_state(w("sample.empty")))
             with gr.Row(elem_id="players"):
@@ -110,195 +191,70 @@ def build_space_page(workshop: Workshop, w: Words) -> SpacePage:
                 with_lora = gr.Video(label=w("sample.with"), elem_id="with", **players)
             both = gr.Button(w("sample.play_both"), size="sm", visible=False)
 
-    def gather(*values: Any) -> SampleRequest:
-        picture, text, chosen, uploaded, *numbers = values
-        return _request(workshop, picture, text, uploaded or chosen, numbers, bool(uploaded), w)
+    def render(*values: Any) -> Iterator[Any]:
+        yield from updates(lambda: asked(values, offer, w), sampler, folder, w)
 
-    def render(request: gr.Request, *values: Any) -> Iterator[Any]:
-        stop = workshop.renders[request.session_hash or ""] = threading.Event()
-        try:
-            yield from _render(workshop, lambda: gather(*values), stop.is_set, w)
-        finally:
-            workshop.renders.pop(request.session_hash or "", None)
+    def stop() -> list[Any]:
+        return [markup.note(w("sample.cancelled")), gr.update(visible=True), gr.update(visible=False)]
 
-    def stop_render(request: gr.Request) -> Any:
-        if event := workshop.renders.get(request.session_hash or ""):
-            event.set()
-        return gr.update(interactive=False)
-
-    def refresh() -> Any:
-        names = [] if workshop.settings.is_space else [name for name, _ in lora_choices(workshop)]
-        return gr.update(choices=[(w("sample.lora_none"), NO_LORA), *((name, name) for name in names)])
-
-    def take_newest() -> Any:
-        choices = lora_choices(workshop)
-        return gr.update(choices=[(w("sample.lora_none"), NO_LORA), *((n, n) for n, _ in choices)], value=choices[0][0])
-
-    quiet: dict[str, Any] = {"api_visibility": "private"}
-    inputs = [frame, prompt, lora, upload, strength, frames, steps, height, width, guidance, seed]
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     rendered = start.click(
-        render, inputs, [status, without, with_lora, both, stage, start, cancel],
-        concurrency_id="gpu", concurrency_limit=1, show_progress="hidden", **quiet,
+        render, [frame, prompt, lora, strength, frames, steps, seed],
+        [status, without, with_lora, both, stage, start, cancel],
+        # What is sent is read here, with limits of our own, and answered with sentences of our own.
+        preprocess=False, concurrency_id="gpu", concurrency_limit=1, **quiet,
     )  # fmt: skip
-    cancel.click(stop_render, None, cancel, queue=False, **quiet)
-    from_demo.click(
-        lambda number: _demo_frame(workshop, number),
-        following,
-        [frame, prompt, following],
-        show_progress="hidden",
-        **quiet,
-    )
-    lora.focus(refresh, None, lora, show_progress="hidden", queue=False, **quiet)
+    cancel.click(stop, None, [status, start, cancel], cancels=[rendered], queue=False, **quiet)
     both.click(None, None, None, js=PLAY_BOTH)
-    return SpacePage(refresh=refresh, take_newest=take_newest, lora=lora, rendered=rendered)
 
 
-def _render(
-    workshop: Workshop, gather: Callable[[], SampleRequest], should_stop: Callable[[], bool], w: Words
-) -> Iterator[tuple[Any, ...]]:
-    """Updates of status, both players, both, stage, Render and Cancel; the last gives Render back, come what may."""
-    busy = gr.update(visible=False), gr.update(visible=True, interactive=True)
-    try:
-        for view in render_views(workshop, gather(), should_stop, w):
-            yield *_show(view), *busy
-    except StudioError as error:
-        yield markup.failure(error, w), *[gr.skip()] * 4, *busy
-    except Exception as error:  # noqa: BLE001 the boundary of the page: nobody above would free its buttons
-        logger.exception("rendering a sample failed")
-        yield markup.unexpected(error, w), *[gr.skip()] * 4, *busy
-    yield *[gr.skip()] * 5, gr.update(visible=True), gr.update(visible=False)
+def demo_pairs() -> list[list[str]]:
+    """(start frame, prompt) of examples: shapes of the demo, each with a motion that the tiny checkpoint knows."""
+    frames = sorted((asset_path(DEMO) / "val/start_frames").glob("*.png"))
+    captions = (frame.parents[1] / "clips" / f"{frame.stem}.txt" for frame in frames)
+    texts = (caption.read_text(encoding="utf-8").strip() for caption in captions)
+    examples = zip(frames, texts, EXAMPLE_MOTIONS, strict=True)
+    return [[str(frame), text.replace(EFFECT, motion)] for frame, text, motion in examples]
 
 
-def _show(view: _View) -> tuple[Any, ...]:
-    is_pair = view.without is not None and view.with_lora is not None
-    return (
-        view.status,
-        gr.update(value=view.without, visible=view.without is not None),
-        gr.update(value=view.with_lora, visible=view.with_lora is not None),
-        gr.update(visible=is_pair),
-        "" if view.without else gr.skip(),
-    )
-
-
-def _request(
-    workshop: Workshop, picture: Any, text: str | None, lora: str | None, numbers: list[Any], is_file: bool, w: Words
-) -> SampleRequest:
-    """What the page asks for. Raises StudioError for what is missing."""
-    if picture is None:
-        raise StudioError(w("sample.no_frame"), w("sample.no_frame_remedy"))
-    if not (text or "").strip():
+def asked(values: Sequence[Any], offer: Offer, w: Words) -> SampleRequest:
+    """What the page, or whoever speaks in its place, asks for, within the offer. Raises StudioError."""
+    frame, text, lora, strength, frames, steps, seed = values
+    if not isinstance(frame, dict) or not frame.get("path"):
+        raise StudioError(w("sample.no_frame"), w("space.no_frame_remedy"))
+    if not isinstance(text, str) or not text.strip():
         raise StudioError(w("sample.no_prompt"), w("sample.no_prompt_remedy"))
-    strength, frames, steps, height, width, guidance, seed = numbers
-    file = Path(lora) if is_file and lora else _lora_of_run(workshop, lora, w) if lora else None
-    request = SampleRequest(
-        prompt=(text or "").strip(),
-        start_frame=picture,
-        loras=(LoraFile(path=file, strength=float(strength)),) if file else (),
-        num_frames=_positive(frames),
-        num_inference_steps=_positive(steps),
-        height=_positive(height),
-        width=_positive(width),
-        guidance_scale=guidance or None,
-        seed=int(seed or 0),
-    )
-    return _capped(request) if workshop.settings.is_space else request
-
-
-def _capped(request: SampleRequest) -> SampleRequest:
-    """The request within what one visitor of a Space may ask for."""
-    return replace(
-        request,
-        num_frames=_at_most(SPACE_FRAMES, request.num_frames),
-        num_inference_steps=_at_most(SPACE_STEPS, request.num_inference_steps),
-        height=_at_most(SPACE_EDGE, request.height),
-        width=_at_most(SPACE_EDGE, request.width),
+    loras = ()
+    if isinstance(lora, dict) and lora.get("path"):
+        loras = (LoraFile(path=Path(lora["path"]), strength=_number(strength, 0, 2, w)),)
+    is_free = offer.schedule is None
+    return SampleRequest(
+        prompt=text.strip()[:MAX_PROMPT],
+        start_frame=read_image(Path(frame["path"])),
+        num_frames=5 + int(_number(frames, 5, offer.max_frames, w) - 5) // 4 * 4,
+        num_inference_steps=int(_number(steps, 1, offer.max_steps, w)) if is_free else offer.max_steps,
+        schedule=offer.schedule,
+        seed=int(_number(seed or 0, 0, 2**53, w)),
+        loras=loras,
     )
 
 
-def _at_most(limit: int, value: int | None) -> int | None:
-    return None if value is None else min(limit, value)
+def _number(value: Any, least: float, most: float, w: Words) -> float:
+    """The number, brought between both. Raises StudioError: it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise StudioError(w("space.no_number"), w("space.no_number_remedy"))
+    return min(most, max(least, value))
 
 
-def _positive(value: float | None) -> int | None:
-    """0 and nothing mean the model's own."""
-    return int(value) if value else None
-
-
-def _lora_of_run(workshop: Workshop, name: str, w: Words) -> Path:
-    lora = dict(lora_choices(workshop)).get(name)
-    if lora is None:
-        raise StudioError(w("sample.bad_lora"), w("sample.bad_lora_remedy"))
-    return lora
-
-
-def _demo_frame(workshop: Workshop, number: int) -> tuple[Any, Any, int]:
-    """A start frame of the demo's validation clips, its caption, and the number of the next one."""
-    run = read_project(workshop.settings.demo).run
-    data = run.data
-    clips = data.by_id.get(run.validation.eval_dataset_id or "") or next(d for d in data.datasets if d.kind == "video")
-    folders = {name: scan_folder(data.by_id[name].directory) for name in clips.conditioning_ids}
-    scan = scan_folder(clips.directory)
-    pairs = [pair for pair in pair_files(clips, scan, folders or {clips.id: scan}) if pair.start_frame]
-    pair = pairs[number % len(pairs)] if pairs else None
-    if pair is None or pair.start_frame is None:
-        return gr.skip(), gr.skip(), 0
-    return read_image(pair.start_frame), pair.captions[0] if pair.captions else gr.skip(), number + 1
-
-
-def render_views(
-    workshop: Workshop, request: SampleRequest, should_stop: Callable[[], bool], w: Words
-) -> Iterator[_View]:
-    """What to show while `request` is rendered: without its LoRA, then with it. Raises StudioError."""
-    yield _View(markup.progress(w("sample.loading"), 0))
-    bundle = workshop.bundle(workshop.model)
-    settings = resolve_settings(request, bundle)
-    if bundle.lock.locked():
-        yield _View(markup.progress(w("sample.waiting"), 0))
-    passes = [("without", replace(request, loras=()))]
-    if request.loras:
-        passes.append(("with_lora", request))
-    done: dict[str, SampleDone] = {}
-    for number, (slot, one) in enumerate(passes):
-        label = w("sample.with" if slot == "with_lora" else "sample.without") if request.loras else w("tab.sample")
-        out = _new_file(workshop)
-        for event in sample(one, bundle, out, should_stop=should_stop):
-            files = {name: str(result.path) for name, result in done.items()}
-            if isinstance(event, SampleDone):
-                done[slot] = event
-            elif isinstance(event, DenoiseStep):
-                share = (number + event.step / event.num_steps) / len(passes)
-                yield _View(markup.progress(_step_line(event, label, w), share), **files)
-        if slot not in done:
-            yield _View(markup.note(w("sample.cancelled")), **{n: str(d.path) for n, d in done.items()})
-            return
-    last = list(done.values())[-1]
-    kind = w(f"chip.{last.attention}")
-    seconds = w.number(sum(d.seconds for d in done.values()), 1)
-    lines = [
-        w("sample.done", attention=kind, reason=last.attention_reason.rstrip("."), seconds=seconds),
-        w("sample.done_frames", frames=settings.num_frames, width=settings.width, height=settings.height),
-        w("sample.done_steps", steps=settings.num_inference_steps),
-        w("sample.done_guidance", guidance=f"{settings.guidance_scale:g}"),
-        w("sample.done_seed", seed=request.seed),
-        *([] if last.is_batched else [w("sample.done_one_by_one")]),
-        *bundle.notices,
+def _chips(offer: Offer, bundle: ModelBundle, w: Words) -> list[tuple[str, str]]:
+    return [
+        (w("chip.model"), bundle.source),
+        (w("chip.device"), bundle.device.type.upper()),
+        (w("space.limit"), w("space.limit_frames", frames=offer.max_frames)),
     ]
-    yield _View(markup.results(lines), **{name: str(result.path) for name, result in done.items()})
 
 
-def _step_line(event: DenoiseStep, label: str, w: Words) -> str:
-    left = event.seconds * (event.num_steps - event.step)
-    if event.step == event.num_steps:
-        return w("sample.decoding", which=label)
-    return w(
-        "sample.working", which=label, step=event.step, total=event.num_steps,
-        seconds=w.number(event.seconds, 2 if event.seconds < 1 else 1), time=w.duration(left),
-    )  # fmt: skip
-
-
-def _new_file(workshop: Workshop) -> Path:
-    """A name for the next sample, in the private folder."""
-    folder = workshop.folder / "samples"
-    folder.mkdir(exist_ok=True)
-    number = len(list(folder.iterdir())) + 1
-    return folder / f"sample-{number:03d}-{threading.get_ident() % 1000:03d}.mp4"
+def _language_links(here: Language) -> list[tuple[str, str, str, bool]]:
+    """(code, name, address, is this one) of every language; relative, wherever the Space is served."""
+    first = next(iter(LANGUAGES))
+    return [(code, name, "./" if code == first else f"./{code}", code == here) for code, name in LANGUAGES.items()]

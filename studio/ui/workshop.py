@@ -18,7 +18,6 @@ from studio.core.config import ModelConfig, RunConfig
 from studio.core.data.check import Probes, Progress, check_project
 from studio.core.data.dataset import training_pairs
 from studio.core.data.mend import MendKind, offered_mends
-from studio.core.data.probe_cache import ProbeCache
 from studio.core.errors import ConfigError, JobAlreadyRunning
 from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.memory import release
@@ -86,7 +85,7 @@ class Workshop:
     settings: AppSettings
     folder: Path = field(default_factory=_private_folder)
     """Previews and finished samples, for the browser to fetch."""
-    probes: Probes = field(init=False)
+    probes: Probes = field(default_factory=Probes)
     opened: dict[str, Opened] = field(default_factory=dict)
     latest: str | None = None
     """Path of the dataset opened last: a reloaded page shows it again."""
@@ -106,10 +105,6 @@ class Workshop:
     _verifying: threading.Lock = field(default_factory=threading.Lock)
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
-
-    def __post_init__(self) -> None:
-        # A Space keeps no word of its visitors' files.
-        self.probes = Probes(disk=ProbeCache(None)) if self.settings.is_space else Probes()
 
     def begin(self, visitor: str | None) -> threading.Event:
         """What stops the check that a visitor starts now; one that still runs for them is stopped."""
@@ -141,7 +136,7 @@ class Workshop:
     @property
     def model(self) -> ModelConfig:
         """The model in use: that of the dataset opened last, else the app's own."""
-        return self.opened[self.latest].model if self.latest and not self.settings.is_space else self.settings.model
+        return self.opened[self.latest].model if self.latest else self.settings.model
 
     @property
     def output_dir(self) -> Path:

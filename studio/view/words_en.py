@@ -63,7 +63,6 @@ TEXTS = {
     "dataset.empty_2": "Start frames: a picture with the name of its clip.",
     "dataset.empty_3": "Captions: a .txt with the name of its clip, saying what happens.",
     "dataset.empty_note": "Everything is checked before anything is trained. Nothing leaves this machine.",
-    "dataset.empty_space": "Here you can look at the demo. For clips of your own, install the studio on your machine.",
     "dataset.path_missing": "No path was given.",
     "dataset.path_missing_remedy": "Type the path of a folder, or use the demo.",
     "dataset.player": "What will be trained",
@@ -510,6 +509,27 @@ TEXTS = {
     "runs.side_by_side": "The same start frames, side by side",
     "runs.no_pairs": "The two have no sample of the same start frame.",
     "runs.unlike": "Of the same name, but with another picture, caption or setting: {names}.",
+    # space
+    "space.tiny": (
+        "A start frame, a sentence, and the model goes on from there. This Space runs the studio's tiny checkpoint on "
+        "a CPU: it knows coloured shapes that move, swing, grow and shrink."
+    ),
+    "space.published": "A start frame, a sentence, and LongCat-Video goes on from there, in 16 steps.",
+    "space.examples": "Examples",
+    "space.lora": "With a LoRA of your own",
+    "space.lora_note": (
+        "A .safetensors LoRA of this model, {megabytes} MB at most. You get two videos: without it, and with it."
+    ),
+    "space.kept": "Nothing is kept: uploads and videos are deleted after {minutes} minutes.",
+    "space.limit": "Limit",
+    "space.limit_frames": "{frames} frames",
+    "space.no_frame_remedy": "Drop a picture, or take an example.",
+    "space.no_number": "One of the settings is no number.",
+    "space.no_number_remedy": "Write it in digits.",
+    "space.begins": "Beginning…",
+    "space.too_long": "The render took more than {seconds} s and was ended.",
+    "space.too_long_remedy": "Ask for fewer frames, or try again later.",
+    "space.done_frames": "{frames} frames",
     # sample
     "sample.start_frame": "Start frame",
     "sample.from_demo": "Start frame of the demo",

@@ -63,7 +63,6 @@ TEXTS = {
     "dataset.empty_2": "Imágenes iniciales: una imagen con el nombre de su clip.",
     "dataset.empty_3": "Descripciones: un .txt con el nombre de su clip que diga qué ocurre.",
     "dataset.empty_note": "Todo se revisa antes de entrenar. Nada sale de esta máquina.",
-    "dataset.empty_space": "Aquí puedes ver la demo. Para revisar tus propios clips, instala el estudio en tu máquina.",
     "dataset.path_missing": "No se ha dado ninguna ruta.",
     "dataset.path_missing_remedy": "Escribe la ruta de una carpeta, o usa la demo.",
     "dataset.player": "Lo que se entrenará",
@@ -512,6 +511,27 @@ TEXTS = {
     "runs.side_by_side": "Las mismas imágenes iniciales, lado a lado",
     "runs.no_pairs": "No tienen ninguna muestra de la misma imagen inicial.",
     "runs.unlike": "Con el mismo nombre, pero otra imagen, descripción o ajuste: {names}.",
+    # space
+    "space.tiny": (
+        "Una imagen inicial, una frase, y el modelo continúa. Este Space usa el pequeño modelo de prueba del estudio "
+        "en una CPU: conoce figuras de colores que se mueven, se balancean, crecen y encogen."
+    ),
+    "space.published": "Una imagen inicial, una frase, y LongCat-Video continúa, en 16 pasos.",
+    "space.examples": "Ejemplos",
+    "space.lora": "Con un LoRA tuyo",
+    "space.lora_note": (
+        "Un LoRA .safetensors de este modelo, de {megabytes} MB como máximo. Obtienes dos vídeos: sin él y con él."
+    ),
+    "space.kept": "No se guarda nada: lo que subes y los vídeos se borran a los {minutes} minutos.",
+    "space.limit": "Límite",
+    "space.limit_frames": "{frames} fotogramas",
+    "space.no_frame_remedy": "Suelta una imagen o toma un ejemplo.",
+    "space.no_number": "Uno de los ajustes no es un número.",
+    "space.no_number_remedy": "Escríbelo con cifras.",
+    "space.begins": "Empezando…",
+    "space.too_long": "El vídeo tardó más de {seconds} s y se interrumpió.",
+    "space.too_long_remedy": "Pide menos fotogramas o inténtalo más tarde.",
+    "space.done_frames": "{frames} fotogramas",
     # sample
     "sample.start_frame": "Imagen inicial",
     "sample.from_demo": "Imagen inicial de la demo",

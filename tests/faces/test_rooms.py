@@ -17,7 +17,7 @@ from studio.core.sample.sampler import SampleRequest
 from studio.ui import live_markup, markup
 from studio.ui.clip_pictures import preview
 from studio.ui.plan_panel import run_config, with_rank
-from studio.ui.sample_tab import _render, _request
+from studio.ui.sample_tab import _render
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
@@ -56,20 +56,6 @@ def test_whatever_ends_a_render_the_buttons_come_back(make_workshop, monkeypatch
     assert "<b>cannot" not in updates[-2][0]
     *_, start, cancel = updates[-1]
     assert (start["visible"], cancel["visible"]) == (True, False)
-
-
-@pytest.mark.parametrize("is_space", [True, False])
-def test_a_space_renders_no_more_than_a_visitor_may_ask_for(make_workshop, is_space):
-    workshop = make_workshop(is_space=is_space)
-    numbers = [1, 401, 900, 1024, 128, None, 0]
-    request = _request(workshop, PICTURE, "it hops", None, numbers, False, words("en"))
-    asked = (request.num_frames, request.num_inference_steps, request.height, request.width)
-    assert asked == ((33, 30, 256, 128) if is_space else (401, 900, 1024, 128))
-
-
-@pytest.mark.parametrize("is_space", [True, False])
-def test_a_space_keeps_nothing_about_its_visitors_files(make_workshop, is_space):
-    assert (make_workshop(is_space=is_space).probes.disk.folder is None) == is_space
 
 
 @pytest.mark.parametrize(("alpha", "kept"), [(16.0, 16.0), (8.0, 4.0), (None, None)])

@@ -30,9 +30,7 @@ pytestmark = [
 ]
 
 EN = words("en")
-WITH_PATHS = {"open_typed", "open_dropped", "fill", "show", "write_mended", "report"}
-"""What reads or writes paths of the server."""
-PAGES = """
+APP = """
 import json, sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,20 +38,15 @@ from studio.ui.app import build_app
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 
-def described(app):
-    handlers = {function.name: function.fn for function in app.fns.values() if function.fn}
-    visible = {block.elem_id: block.visible for block in app.blocks.values() if getattr(block, "elem_id", None)}
-    return {"handlers": handlers, "visible": visible}
-
 def fail(*_):
     raise OSError(28, "No space left on device")
 
 demo = Path(sys.argv[1])
-pages = {name: described(build_app(AppSettings(is_space=name == "space", demo=demo))) for name in ("space", "own")}
+handlers = {event.name: event.fn for event in build_app(AppSettings(demo=demo)).fns.values() if event.fn}
 workshop, Workshop.open = Workshop(AppSettings()), fail
-*_, last = pages["own"]["handlers"]["open_typed"](str(demo), SimpleNamespace(session_hash="visitor"))
+*_, last = handlers["open_typed"](str(demo), SimpleNamespace(session_hash="visitor"))
 assert workshop.folder.is_dir()
-print(json.dumps(pages | {"last": last[:2], "folder": str(workshop.folder)}, default=str))
+print(json.dumps({"last": last[:2], "folder": str(workshop.folder)}, default=str))
 """
 
 
@@ -64,27 +57,20 @@ def opened_at(path):
 
 
 @pytest.fixture(scope="module")
-def pages(project):
-    """What pages that a process of their own builds can be asked for, on a Space and not."""
-    said = subprocess.run([sys.executable, "-c", PAGES, str(project)], capture_output=True, text=True, check=True)
+def ended(project):
+    """What a process of its own showed last of a check that failed, and its private folder."""
+    said = subprocess.run([sys.executable, "-c", APP, str(project)], capture_output=True, text=True, check=True)
     return json.loads(said.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("where", ["space", "own"])
-def test_visitors_of_a_space_cannot_ask_for_paths(pages, where):
-    is_own = where == "own"
-    assert pages[where]["handlers"].keys() & WITH_PATHS == (WITH_PATHS if is_own else set())
-    assert [pages[where]["visible"][name] for name in ("make-report", "drop", "dataset-path")] == [is_own] * 3
-
-
-def test_whatever_ends_a_check_the_bar_goes(pages):
-    message, cancel = pages["last"]
+def test_whatever_ends_a_check_the_bar_goes(ended):
+    message, cancel = ended["last"]
     assert "OSError" in message
     assert not cancel["visible"]
 
 
-def test_the_private_folder_goes_with_the_app(pages):
-    assert not Path(pages["folder"]).exists()
+def test_the_private_folder_goes_with_the_app(ended):
+    assert not Path(ended["folder"]).exists()
 
 
 def test_a_home_that_is_not_there_is_said_in_a_sentence():

@@ -1,0 +1,163 @@
+"""What stands before the pages: own hosts and sites only, the password, and the documented API for everyone else."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from base64 import b64decode
+from binascii import Error as BadBase64
+from collections.abc import Mapping
+
+import gradio as gr
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_CALL = 32 * 2**20
+"""Bytes of a call: room for a start frame as text."""
+CALLS = re.compile(r"/gradio_api/(?:queue/join|(?P<way>run|api|call/v2|call)/(?P<name>[^/]+))/?")
+"""Routes of gradio that run an event."""
+
+
+class OwnSiteOnly:
+    """Refuses requests under a foreign host name (DNS rebinding) and from the pages of other sites."""
+
+    def __init__(self, app: ASGIApp, hosts: frozenset[str]) -> None:
+        self.app = app
+        self.hosts = hosts
+        """Host names that are served; none means all."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers 403."""
+        if scope["type"] in ("http", "websocket") and not self._is_own(scope):
+            await _refuse("This address is not served here.", 403)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_own(self, scope: Scope) -> bool:
+        host = _header(scope, b"host") or ""
+        name = host.rsplit(":", 1)[0].strip("[]") if not host.endswith("]") else host.strip("[]")
+        if self.hosts and name not in self.hosts:
+            return False
+        is_reading = scope["type"] == "http" and scope["method"] in ("GET", "HEAD", "OPTIONS")
+        return is_reading or _header(scope, b"origin") is None or is_of_own_page(scope)
+
+
+class PasswordOnly:
+    """Asks for a name and a password (HTTP Basic) before anything at all is served."""
+
+    def __init__(self, app: ASGIApp, name: str, password: str) -> None:
+        self.app = app
+        self.secret = f"{name}:{password}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers 401."""
+        if scope["type"] in ("http", "websocket") and not self._is_known(scope):
+            headers = {"WWW-Authenticate": 'Basic realm="LongCat Studio", charset="UTF-8"'}
+            await _refuse("A name and a password are needed.", 401, headers)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _is_known(self, scope: Scope) -> bool:
+        scheme, _, text = (_header(scope, b"authorization") or "").partition(" ")
+        try:
+            given = b64decode(text.strip(), validate=True)
+        except (BadBase64, ValueError):
+            return False
+        return scheme.lower() == "basic" and hmac.compare_digest(given, self.secret)
+
+
+class SmallRequestsOnly:
+    """Refuses requests of more than `most` bytes, however many files they carry."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app = app
+        self.most = most
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, or answers 413; one that does not say how long it is ends where it is too long."""
+        said = _header(scope, b"content-length") or "0" if scope["type"] == "http" else "0"
+        if not said.isdecimal() or int(said) > self.most:
+            await _refuse("The request is too long.", 413)(scope, receive, send)
+            return
+        taken = 0
+
+        async def counted() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            return {"type": "http.disconnect"} if taken > self.most else message
+
+        await self.app(scope, counted, send)
+
+
+class DocumentedOnly:
+    """Programs may call the public events; all others are for the pages, whose requests say where they come from."""
+
+    def __init__(self, app: ASGIApp, pages: Mapping[str, gr.Blocks]) -> None:
+        self.app = app
+        self.pages = pages
+        """By the path that each is mounted under; filled before the first request."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a call on, or answers 403, or 413 to one that is too long."""
+        path = scope["path"].rstrip("/") if scope["type"] == "http" and scope["method"] == "POST" else ""
+        prefix, mark, rest = path.partition("/gradio_api/")
+        call = CALLS.fullmatch(mark + rest)
+        if call is None or (call["way"] in (None, "run", "api") and is_of_own_page(scope)):
+            await self.app(scope, receive, send)
+            return
+        body = await _body(receive)
+        if body is None:
+            await _refuse("The call is too long.", 413)(scope, receive, send)
+        elif not self._is_public(prefix or "/", call["name"], body):
+            await _refuse("This is not part of the documented API.", 403)(scope, receive, send)
+        else:
+            await self.app(scope, _again(body, receive), send)
+
+    def _is_public(self, prefix: str, name: str | None, body: bytes) -> bool:
+        events = self.pages[prefix].fns if prefix in self.pages else {}
+        public = {event.api_name: number for number, event in events.items() if event.api_visibility == "public"}
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError):
+            return False
+        # gradio runs the event of this number, whatever the address says.
+        number = asked.get("fn_index") if isinstance(asked, dict) else None
+        return number in public.values() if number is not None else name in public
+
+
+def is_of_own_page(scope: Scope) -> bool:
+    """True for a request that a browser sends from a page of this very address."""
+    origin = _header(scope, b"origin")
+    return origin is not None and origin.partition("://")[2] == _header(scope, b"host")
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body of a request; None where it is longer than a call may be, or was broken off."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if message["type"] != "http.request" or len(body) > MAX_CALL:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that gives the body once more, and then what comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def next_message() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return next_message
+
+
+def _refuse(why: str, status: int, headers: Mapping[str, str] | None = None) -> PlainTextResponse:
+    return PlainTextResponse(why, status_code=status, headers=headers)
