@@ -86,9 +86,14 @@ class Page:
             if any(name == "load" for _, name in event["targets"]):
                 self._fire(event, None)
 
+    @property
+    def interval(self) -> float:
+        """Seconds between two ticks of the timer that is the first to tick."""
+        return min((float(self.components[timer]["value"]) for timer in self._timers()), default=float("inf"))
+
     def poll(self) -> None:
         """A tick of the timers. Raises RuntimeError when none is on."""
-        timers = [one for one, props in self.components.items() if self._types[one] == "timer" and props.get("active")]
+        timers = self._timers()
         ticks = [(timer, event) for timer in timers for event in self._events if [timer, "tick"] in event["targets"]]
         if not ticks:
             raise RuntimeError("The page does not watch anything.")
@@ -114,6 +119,10 @@ class Page:
     def close(self) -> None:
         """Leaves the page."""
         self._connection.close()
+
+    def _timers(self) -> list[int]:
+        """Those that are on."""
+        return [one for one, props in self.components.items() if self._types[one] == "timer" and props.get("active")]
 
     def _find(self, elem_id: str) -> int:
         return next(one for one, props in self.components.items() if props.get("elem_id") == elem_id)

@@ -22,8 +22,6 @@ from studio.bench.drawn import write_project
 from studio.core.runlog import RunFolder, list_runs
 from studio.view.terminal import write
 
-POLL_SECONDS = 1.0
-"""Between two ticks of a page's timer; one that is still waiting for an answer leaves the next one out."""
 ALONE_SECONDS = 60.0
 """So long the run is timed without watchers, before and after; less where the watch is shorter."""
 _OPENERS = 4
@@ -66,8 +64,8 @@ def _watch(app: App, project: Path, clients: int, seconds: float, should_stop: C
     for thread in threads:
         thread.start()
     write(
-        f"{clients} pages, each asks every {POLL_SECONDS:g} s, while the app trains: {before:.3f} s a step without "
-        f"them; opened in {opening:.2f} s each, {_OPENERS} at a time, with everything that a page then asks for"
+        f"{clients} pages, each asks as often as the app tells it to, while the app trains: {before:.3f} s a step "
+        f"without them; opened in {opening:.2f} s each, {_OPENERS} at a time, with everything that a page then asks for"
     )
     write("\n| minute | polls | errors | p50 ms | p95 ms | max ms | KB a poll | server MB | s a step |")
     write("|---|---|---|---|---|---|---|---|---|")
@@ -101,8 +99,8 @@ def _open(port: int) -> Page:
 
 
 def _visit(port: int, page: Page | None, polls: _Polls, end: threading.Event) -> None:
-    """One visitor: polls the page until the end, and opens it anew after an error."""
-    end.wait(random.random() * POLL_SECONDS)
+    """One visitor: polls the page at its timer's pace until the end, and opens it anew after an error."""
+    end.wait(random.random() * (page.interval if page is not None else 1))
     while not end.is_set():
         started = time.monotonic()
         try:
@@ -115,8 +113,9 @@ def _visit(port: int, page: Page | None, polls: _Polls, end: threading.Event) ->
         except (OSError, http.client.HTTPException, RuntimeError) as error:
             polls.errors.append(f"{type(error).__name__}: {error}"[:200])
             page = None
-        # The next tick of the timer that is not over yet.
-        end.wait(POLL_SECONDS - (time.monotonic() - started) % POLL_SECONDS)
+        # A page that is still waiting for an answer leaves the next tick out.
+        every = page.interval if page is not None else 1.0
+        end.wait(every - (time.monotonic() - started) % every)
     if page is not None:
         page.close()
 

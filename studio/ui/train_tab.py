@@ -18,7 +18,7 @@ from studio.ui.workshop import Workshop
 from studio.view.words import Words
 
 POLL_SECONDS, IDLE_SECONDS = 1.0, 2.0
-"""How often a live run is looked at, and whether another process has begun one."""
+"""How often a live run is looked at, and whether another process has begun one, where few pages ask."""
 
 AS_SHOWN = """
 (seen, kept, path) => {
@@ -39,6 +39,8 @@ class Seen:
     live: LiveSeen | None
     """None where there is no run."""
     can_start: bool
+    every: float
+    """Seconds between two looks."""
     number: int = 0
     """Another one whenever the head of the room is another one."""
 
@@ -74,30 +76,31 @@ def build_train_tab(
             live = build_live_view(workshop, w, kept, seen, lambda last: last.live if last else None)
     watched = [seen, pulse, timer, *controls.outputs, *live.outputs]
 
-    def watch(last: Seen | None, wanted: Kept, target: str | None) -> list[Any]:
+    def watch(request: gr.Request, last: Seen | None, wanted: Kept, target: str | None) -> list[Any]:
         run, can_start = workshop.current_run(), plan.can_start(target)
         snapshot = workshop.snapshot(run) if run is not None else None
+        is_live = workshop.is_training or (snapshot is not None and snapshot.state.is_live)
+        every = workshop.watchers.interval(request.session_hash or "", POLL_SECONDS if is_live else IDLE_SECONDS)
         number = last.number if last else 0
         if last is not None and isinstance(shown := (wanted or {}).get("shown"), int) and shown != number:
             last = None
         if run is None or snapshot is None:
-            now = Seen(NO_RUN, None, can_start, number)
+            now = Seen(NO_RUN, None, can_start, every, number)
         else:
-            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, number)
+            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, every, number)
         if now == last:
             return [gr.skip()] * len(watched)
         curves = now.live
         if curves is None or snapshot is None:
-            return [now, "", gr.Timer(IDLE_SECONDS), *controls.clear(can_start), *live.clear()]
+            return [now, "", gr.Timer(every), *controls.clear(can_start), *live.clear()]
         is_same = last is not None and (now.standing, now.can_start) == (last.standing, last.can_start)
         now = now if is_same else replace(now, number=number + 1)
         told = [now.standing, snapshot, now.can_start, now.number]
         head = [gr.skip()] * len(controls.outputs) if is_same else controls.show(*told)
-        is_live = snapshot.state.is_live or workshop.is_training
         return [
             now,
             gr.skip() if is_same else live_markup.pulse(snapshot, w),
-            gr.skip() if is_same else gr.Timer(POLL_SECONDS if is_live else IDLE_SECONDS),
+            gr.skip() if last is not None and last.every == every else gr.Timer(every),
             *head,
             *live.show(curves, last.live if last else None, snapshot),
         ]

@@ -33,6 +33,7 @@ from studio.core.train.requests import Request, ask, is_asked, withdraw
 from studio.core.types import DatasetReport, Pair
 from studio.ui.drawings import Drawings
 from studio.ui.settings import AppSettings
+from studio.ui.watchers import Watchers
 from studio.view.sheets import Thumbnails
 
 
@@ -97,6 +98,7 @@ class Workshop:
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
     reader: RunReader = field(default_factory=lambda: RunReader(every=0.5))
     drawings: Drawings = field(default_factory=Drawings)
+    watchers: Watchers = field(default_factory=Watchers)
     _bundles: dict[ModelConfig, ModelBundle] = field(default_factory=dict)
     _trained: ModelConfig | None = None
     """The model of `job`."""

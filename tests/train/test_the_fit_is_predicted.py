@@ -19,6 +19,7 @@ from studio.core.events import (
 )
 from studio.core.geometry import GridSpec
 from studio.core.model.lora import adapter_names
+from studio.core.model.memory import capacity, free_bytes
 from studio.core.runlog import RunFolder, RunState
 from studio.core.train import fit as fitting
 from studio.core.train import loop
@@ -169,6 +170,22 @@ def test_after_a_failure_the_change_goes_beyond_what_was_predicted_to_fit():
     assert does_fit(extrapolate(predicted).peak_bytes, capacity)
     sentence = str(change_after_failure(predicted, predicted.setup, capacity))
     assert "musubi_blocks_to_swap to" in sentence
+
+
+def test_what_other_programs_took_meanwhile_is_not_there_any_more(monkeypatch):
+    for name, value in (("mem_get_info", (10 * GIB, 80 * GIB)), ("memory_reserved", 30 * GIB)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 25 * GIB)
+    device = torch.device("cuda", 0)
+    assert capacity(device) == 40 * GIB
+    assert free_bytes(device) == 15 * GIB
+    predicted = measured()
+    fit = predict([predicted], {(LARGE, 1): 4}, 80 * GIB)
+    assert fit.fits
+    before, now = (fit.remedy_after_failure(LARGE, 1, size * GIB) for size in (80, 40))
+    assert str(now) == change_of(predicted, 40 * GIB)
+    assert now.settings[0][2] > before.settings[0][2], "more blocks are swapped"
 
 
 def test_where_memory_is_not_known_the_first_change_that_takes_less_is_named():

@@ -28,21 +28,20 @@ _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "ALLO
 
 
 def capacity(device: torch.device) -> int | None:
-    """Bytes that this process may take of a CUDA device: all, or the share that was set for it. None on a CPU."""
+    """Bytes that PyTorch may take of a CUDA device, those that it has included: all that other processes leave, or the
+    share that was set for this one. None on a CPU.
+    """
     if device.type != "cuda":
         return None
-    total = torch.cuda.get_device_properties(device).total_memory
-    return int(total * torch.cuda.get_per_process_memory_fraction(device))
+    free, total = torch.cuda.mem_get_info(device)
+    share = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return min(share, free + torch.cuda.memory_reserved(device))
 
 
 def free_bytes(device: torch.device) -> int | None:
     """Bytes that new tensors can have on a CUDA device, those that PyTorch keeps for reuse included. None on a CPU."""
     limit = capacity(device)
-    if limit is None:
-        return None
-    reserved = torch.cuda.memory_reserved(device)
-    unclaimed = min(limit - reserved, torch.cuda.mem_get_info(device)[0])
-    return max(0, unclaimed) + reserved - torch.cuda.memory_allocated(device)
+    return None if limit is None else max(0, limit - torch.cuda.memory_allocated(device))
 
 
 def allocated_bytes(device: torch.device) -> int | None:

@@ -60,9 +60,11 @@ class Fit:
         """True unless the worst bucket is too large for the device."""
         return does_fit(self.worst.peak_bytes, self.capacity_bytes)
 
-    def remedy_after_failure(self, bucket: Bucket, batch_size: int) -> Change | None:
-        """The cheapest change, now that a step of this size has run out of memory."""
-        return change_after_failure(*_nearest(self.measurements, bucket, batch_size), self.capacity_bytes)
+    def remedy_after_failure(self, bucket: Bucket, batch_size: int, capacity_bytes: int | None) -> Change | None:
+        """The cheapest change, now that a step of this size has run out of memory on a device of which so much is left
+        by others.
+        """
+        return change_after_failure(*_nearest(self.measurements, bucket, batch_size), capacity_bytes)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -169,7 +171,7 @@ def remedy_for_step(
 ) -> str | Change:
     """What to do after a step of this size has run out of memory; by formula where there is no `fit`."""
     if fit is not None:
-        return fit.remedy_after_failure(bucket, batch_size) or NOTHING_HELPS
+        return fit.remedy_after_failure(bucket, batch_size, capacity(bundle.device)) or NOTHING_HELPS
     guess = guess_bucket(
         bundle.dit, (), bucket, batch_size=batch_size, device=bundle.device, grid=bundle.grid,
         base_precision=config.model.base_precision, is_checkpointed=config.model.gradient_checkpointing,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from studio.core.config import RunConfig
 from studio.core.data.check import check_dataset
 from studio.core.errors import ConfigError, DatasetError, StudioError
-from studio.core.events import RunFailed, RunResumed, TrainEvent
+from studio.core.events import RunFailed, RunResumed, RunStarted, TrainEvent
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import read_lora_shape
 from studio.core.model.memory import memory_errors
@@ -179,7 +179,7 @@ def _drive(
                 closing(train(config, folder, load(), report, should_stop=should_stop, resume=resume)) as events,
             ):
                 for event in events:
-                    step = getattr(event, "step", step)
+                    step = event.from_step if isinstance(event, RunStarted) else getattr(event, "step", step)
                     folder.append(event)
                     report_to_trackers(event)
                     on_event(event)
