@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from video_bsa import (
+    BlockGrid,
     BlockSelection,
     block_sparse_attention,
     kernel_refusal,
@@ -72,6 +73,11 @@ class AttentionChoice:
             return False
         return self.setting == "sparse" or grid_k.size >= SPARSE_PAYS_FROM
 
+    def kept_blocks(self, grid_k: Grid) -> tuple[int, int]:
+        """(kept, all) key blocks of `grid_k`, in tokens, for each query block; one at least is kept."""
+        total = BlockGrid(_triple(grid_k), self.block).num_blocks
+        return max(1, int((1 - self.sparsity) * total)), total
+
     def resolve(self, grid_q: Grid, grid_k: Grid) -> AttentionUsed:
         """What queries of `grid_q` to keys of `grid_k`, both in tokens, run, and why."""
         if self.is_sparse(grid_q, grid_k):
@@ -126,10 +132,34 @@ class AttentionRecord:
     """What one block-sparse self-attention skipped, means over batch and heads."""
 
     layer: int
+    grid_q: Triple
+    grid_k: Triple
+    """Tokens along (t, h, w); where the queries are fewer, they are the last ones in time."""
+    block: Triple
+    """Tokens of an attention block, (t, h, w)."""
+    chosen: torch.Tensor
+    """fp32 [query blocks, key blocks], on the CPU: share of the heads that keep this key block for those queries."""
     overlap: float
     """Share of the key blocks that neighbouring query blocks have in common."""
     mass: float
     """Share of the dense softmax that falls on the key blocks kept."""
+
+    @property
+    def middle(self) -> int:
+        """The query block in the middle of the video."""
+        nt, nh, nw = BlockGrid(self.grid_q, self.block).counts
+        return (nt // 2 * nh + nh // 2) * nw + nw // 2
+
+    def kept_by(self, query: int) -> torch.Tensor:
+        """fp32 [t, h, w] in key blocks: the row of `chosen` of a query block."""
+        return self.chosen[query].unflatten(0, BlockGrid(self.grid_k, self.block).counts)
+
+    def place_of(self, query: int) -> Triple:
+        """The key block (t, h, w) in which the middle of a query block lies."""
+        _, nh, nw = BlockGrid(self.grid_q, self.block).counts
+        first, edge = self.grid_k[0] - self.grid_q[0], self.block[0]
+        time = min(first + query // (nh * nw) * edge + edge // 2, self.grid_k[0] - 1)
+        return time // edge, query // nw % nh, query % nw
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +182,26 @@ class AttentionRecorder:
         """Appends a record."""
         overlap = list_overlap(lists, grid_q=grid_q, block=block)
         mass = retained_mass(q_BNSD, k_BNSD, lists, grid_q=grid_q, grid_k=grid_k, block=block)
-        self.records.append(AttentionRecord(layer=self.layer, overlap=overlap.mean().item(), mass=mass.mean().item()))
+        self.records.append(AttentionRecord(
+            layer=self.layer,
+            grid_q=grid_q,
+            grid_k=grid_k,
+            block=block,
+            chosen=_chosen(lists, BlockGrid(grid_k, block).num_blocks).cpu(),
+            overlap=overlap.mean().item(),
+            mass=mass.mean().item(),
+        ))  # fmt: skip
+
+
+def _chosen(lists: BlockSelection, num_blocks: int) -> torch.Tensor:
+    """fp32 [query blocks, key blocks]: in which share of batch and heads a query block has a key block on its list."""
+    indices, counts = lists
+    is_listed = torch.arange(indices.shape[-1], device=indices.device) < counts.unsqueeze(-1)
+    # Entries behind the count go to a column of their own.
+    rows = indices.long().where(is_listed, num_blocks).flatten(0, 1).transpose(0, 1).flatten(1)
+    hits = torch.zeros(len(rows), num_blocks + 1, device=rows.device)
+    hits.scatter_add_(1, rows, torch.ones_like(rows, dtype=hits.dtype))
+    return hits[:, :-1] / counts[..., 0].numel()
 
 
 HOPPER_BACKENDS = [
