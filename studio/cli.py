@@ -6,21 +6,20 @@ import argparse
 import json
 import logging
 import os
-import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from studio.cli_runs import add_runs_command
-from studio.core.errors import OutOfMemory, StudioError
+from studio.cli_sample import add_sample_command
+from studio.core.errors import StudioError
 from studio.core.runlog import RunFolder, RunState, newest_unfinished
 from studio.core.simpletuner import read_project
 from studio.view.terminal import (
-    SampleBar,
     TrainBar,
     print_hint,
     print_preflight,
@@ -31,12 +30,8 @@ from studio.view.terminal import (
 
 if TYPE_CHECKING:
     from studio.core.config import RunConfig
-    from studio.core.events import SampleEvent
-    from studio.core.sample.request import Refinement, SampleRequest
     from studio.core.simpletuner import Project
     from studio.core.types import DatasetReport
-
-Done = TypeVar("Done")
 
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
@@ -48,12 +43,6 @@ TRAIN_CODES = (
     "Exit codes: 0, all steps are done, or the run was stopped and saved; 1, something must be mended first, or the "
     "run failed; 2, wrong options; 130 and 143, ended at once by a second Ctrl-C or SIGTERM."
 )
-OPTIONS = {
-    "base_model_precision": "--precision {}",
-    "musubi_blocks_to_swap": "--swap {}",
-    "vae_enable_tiling": "--vae-tiling",
-}
-"""Keys of config.json as the options of `sample`, which reads no such file."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,47 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("project", type=Path, help="a config.json, or a dataset folder")
     fit.set_defaults(run=_fit)
 
-    sample = commands.add_parser("sample", help="a video from a start frame, from a clip, or from a prompt alone")
-    sample.add_argument("--image", type=Path, help="the start frame")
-    sample.add_argument("--clip", type=Path, help="a video to go on from; its last seconds are taken")
-    sample.add_argument("--prompt", required=True)
-    sample.add_argument("--out", type=Path, required=True, help="the mp4 to write; must not exist yet")
-    sample.add_argument("--lora", type=Path, action="append", default=[], help="a .safetensors LoRA; may come again")
-    sample.add_argument(
-        "--lora-strength", type=float, action="append", help="once for each --lora, in their order (default: 1)"
-    )
-    sample.add_argument(
-        "--strengths", type=float, nargs="+", metavar="S", help="a video for each strength of the first LoRA"
-    )
-    sample.add_argument("--model", default="tiny", help="tiny, final, a checkpoint folder or a hub id")
-    negative = sample.add_mutually_exclusive_group()
-    negative.add_argument("--negative-prompt", default="")
-    negative.add_argument("--published-negative-prompt", action="store_true", help="that of the published demos")
-    sample.add_argument("--size", help="HEIGHTxWIDTH in pixels")
-    sample.add_argument("--frames", type=int, help="4k+1")
-    sample.add_argument("--steps", type=int)
-    sample.add_argument("--guidance", type=float)
-    sample.add_argument(
-        "--schedule", choices=("standard", "detailed", "distilled"),
-        help="distilled: 16 steps with the published LoRA (default: detailed after a clip, else standard)",
-    )  # fmt: skip
-    sample.add_argument("--segments", type=int, default=1, help="each goes on from the one before: a long video")
-    sample.add_argument("--overlap", type=int, default=13, help="frames that a segment has of the one before: 4k+1")
-    sample.add_argument("--next-prompt", action="append", default=[], help="of the next segment; may come again")
-    sample.add_argument(
-        "--refine", choices=("no", "space", "space-time"), default="no",
-        help="to 720p with the published LoRA, and at 30 frames per second",
-    )  # fmt: skip
-    sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--attention", choices=("auto", "dense", "sparse"), default="auto")
-    sample.add_argument("--compare-attention", action="store_true", help="two videos, dense and sparse, and the error")
-    sample.add_argument(
-        "--precision", choices=("no_change", "int8-quanto", "fp8-torchao"), default="no_change",
-        help="of the transformer's large linears",
-    )  # fmt: skip
-    sample.add_argument("--swap", type=int, default=0, metavar="N", help="blocks that wait in main memory")
-    sample.add_argument("--vae-tiling", action="store_true", help="decode in tiles: less memory")
-    sample.set_defaults(run=_sample)
+    add_sample_command(commands)
 
     bench = commands.add_parser("bench", help="times and proofs: at full size on this CUDA device, or anywhere")
     bench.add_argument(
@@ -349,108 +298,6 @@ def _fit(options: argparse.Namespace) -> int:
     return 0 if fit.fits else USER_ERROR
 
 
-def _sample(options: argparse.Namespace) -> int:
-    from studio.core.config import ModelConfig
-    from studio.core.errors import ConfigError
-    from studio.core.model.load import load_bundle
-    from studio.core.sample.compare import attention_variants, relative_error, render_variants, strength_variants
-    from studio.core.sample.sampler import sample, write_rendered
-
-    _quiet_libraries()
-    request = _sample_request(options)
-    if options.swap < 0:
-        raise ConfigError(f"--swap is {options.swap}.", "Give a number of blocks, 0 or more.")
-    if options.compare_attention and options.strengths:
-        raise ConfigError("--strengths and --compare-attention do not go together.", "Give one of them.")
-    variants = attention_variants(request) if options.compare_attention else []
-    if options.strengths:
-        variants = strength_variants(request, options.strengths)
-    outs = [options.out.with_stem(f"{options.out.stem}-{label}") for label, _ in variants] or [options.out]
-    for out in outs:
-        if out.exists():
-            raise ConfigError(f"{out} exists already.", "Give another name; nothing is overwritten.")
-    model = ModelConfig(
-        source=options.model, attention=options.attention, base_precision=options.precision,
-        blocks_to_swap=options.swap, vae_tiling=options.vae_tiling,
-    )  # fmt: skip
-    try:
-        bundle = load_bundle(model)
-        for notice in bundle.notices:
-            print(notice, file=sys.stderr)
-        should_stop = _interrupted()
-        if not variants:
-            bar = SampleBar()
-            for event in sample(request, bundle, options.out, should_stop=should_stop):
-                bar.show(event)
-        found = []
-        for out, variant in zip(outs, variants, strict=False):
-            bar = SampleBar(variant[0])
-            (done,) = _followed(render_variants([variant], bundle, should_stop=should_stop), bar) or (None,)
-            if done is None:
-                break
-            found.append(done)
-            for event in write_rendered(done.request, bundle, done.rendered, out, done.seconds):
-                bar.show(event)
-        if options.compare_attention and len(found) == len(variants):
-            print(f"The latents under sparse attention are off by {relative_error(*found):.4f} of the dense ones.")
-    except OutOfMemory as error:
-        raise OutOfMemory(error.message, with_options(error.remedy)) from None
-    return 0 if all(out.exists() for out in outs) else USER_ERROR
-
-
-def _sample_request(options: argparse.Namespace) -> SampleRequest:
-    """What the options of `sample` ask for. Raises StudioError."""
-    from studio.core.data.decode import read_image
-    from studio.core.errors import ConfigError
-    from studio.core.model.lora import LoraFile
-    from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest
-    from studio.core.sample.video import read_clip
-
-    height, width = _size(options.size)
-    strengths = options.lora_strength or [1.0] * len(options.lora)
-    if len(strengths) != len(options.lora):
-        raise ConfigError(
-            f"There are {len(options.lora)} --lora and {len(strengths)} --lora-strength.", "Give one for each, or none."
-        )
-    refinements: dict[str, Refinement] = {"no": "none", "space": "space", "space-time": "space and time"}
-    clip, fps = (None, None) if options.clip is None else read_clip(options.clip)
-    return SampleRequest(
-        prompt=options.prompt,
-        negative_prompt=PUBLISHED_NEGATIVE_PROMPT if options.published_negative_prompt else options.negative_prompt,
-        start_frame=None if options.image is None else read_image(options.image),
-        clip=clip,
-        clip_fps=fps,
-        height=height,
-        width=width,
-        num_frames=options.frames,
-        num_inference_steps=options.steps,
-        guidance_scale=options.guidance,
-        schedule=options.schedule,
-        seed=options.seed,
-        loras=tuple(LoraFile(path=path, strength=s) for path, s in zip(options.lora, strengths, strict=True)),
-        num_segments=options.segments,
-        later_prompts=tuple(options.next_prompt),
-        num_overlap_frames=options.overlap,
-        refinement=refinements[options.refine],
-    )
-
-
-def _followed(steps: Generator[SampleEvent, None, Done], bar: SampleBar) -> Done:
-    """What the steps come to, shown as they go."""
-    while True:
-        try:
-            bar.show(next(steps))
-        except StopIteration as end:
-            return end.value
-
-
-def with_options(remedy: str) -> str:
-    """A remedy of the core in the options of `sample`, where it names keys of config.json."""
-    changes = re.findall(r"(\w+) to ([\w-]+)", remedy)
-    given = [OPTIONS[key].format(value) for key, value in changes if key in OPTIONS]
-    return f"Give {' '.join(given)}." if given else remedy
-
-
 def _bench(options: argparse.Namespace) -> int:
     from studio.bench import FULL_SIZE, PARTS, REPORTED, BenchSettings, run_bench
     from studio.core.errors import ConfigError
@@ -484,18 +331,6 @@ def _count(text: str) -> int:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"{text} is no number above 0")
     return int(text)
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    """(height, width) of `480x832`."""
-    from studio.core.errors import ConfigError
-
-    if text is None:
-        return None, None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ConfigError(f"The size {text} cannot be read.", "Write height x width, such as 480x832.")
-    return int(height), int(width)
 
 
 def _interrupted(

@@ -24,6 +24,7 @@ FLOORS = {
     "studio.bench": 5,
     "studio.cli": 6,
     "studio.cli_runs": 6,
+    "studio.cli_sample": 6,
     "studio.__main__": 7,
 }
 STRANGERS = [
@@ -39,7 +40,7 @@ HOMES = {
     "gradio": ("studio.ui",),
     "ipywidgets": ("studio.nb",),
     "matplotlib": ("studio.view",),
-    "argparse": ("studio.cli", "studio.cli_runs"),
+    "argparse": ("studio.cli", "studio.cli_runs", "studio.cli_sample"),
     "decord": ("studio.core.data",),
     "video_bsa": ("studio.core.model",),
 }
