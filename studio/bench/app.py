@@ -72,6 +72,7 @@ class Page:
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_SECONDS)
         self._session = secrets.token_hex(6)
+        self._origin = f"http://127.0.0.1:{port}"
         self._last = time.monotonic()
         self.num_bytes = 0
         """That came, compressed."""
@@ -169,7 +170,7 @@ class Page:
         # The server closes a connection that was idle for a while; a browser then takes a new one.
         if time.monotonic() - self._last > _IDLE_SECONDS:
             self._connection.close()
-        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip", "Origin": self._origin}
         self._connection.request(method, path, content, headers)
         with self._connection.getresponse() as response:
             answer = response.read()
