@@ -98,15 +98,17 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
         """The plan follows a field, and so does the text of the editor, where all else that was typed stays."""
         opened = workshop.opened.get(target or "")
         if opened is None or None in values:
-            return [gr.skip()] * 3
+            return [gr.skip()] * 6
         texts = written(opened, config, datasets)
         changed = put_into(texts, changes(values, before or few_values(opened.project.run, opened)), opened)
         run, report = run_config(workshop, target, values, w)
         is_new = changed is not None and changed != texts
+        is_stale = known is not None and known.of(run) is None
         return [
             draw(target, run, report, known),
             gr.skip() if changed is None else list(values),
             changed.config if changed and is_new else gr.skip(),
+            *([markup.note(w("plan.measured_other")), gr.update(visible=False), None] if is_stale else [gr.skip()] * 3),
         ]
 
     def check_text(target: str | None, config: str | None, datasets: str | None, *values: Any) -> list[Any]:
@@ -164,7 +166,8 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     live: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
     gr.on(
         [field.change for field in fields], change_field,
-        [path, measuring.known, written_fields, *editor.codes, *fields], [plan, written_fields, editor.codes[0]],
+        [path, measuring.known, written_fields, *editor.codes, *fields],
+        [plan, written_fields, editor.codes[0], measuring.fit, measuring.mend, measuring.known],
         **live,
     )  # fmt: skip
     gr.on([code.change for code in editor.codes], check_text, [path, *editor.codes, *fields], editor.told, **live)

@@ -195,6 +195,8 @@ def test_settings_are_edited_used_saved_and_let_go(visit, project):
     page.click("#measure")
     page.wait_for_selector("#fit table")
     page.wait_for_selector("#plan .facts:has-text('that were measured')")
+    page.fill("#rank input", "6")
+    page.wait_for_selector("#fit:has-text('measured for other settings')")
     page.click("#settings-back")
     page.wait_for_function("document.querySelector('#rank input').value === '4'")
     assert {file: file.read_bytes() for file in project.glob("*.json")} == files
