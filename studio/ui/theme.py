@@ -6,7 +6,9 @@ from pathlib import Path
 
 from gradio import themes
 
-CSS = [Path(__file__).with_name(name) for name in ("style.css", "runs.css")]
+from studio.view.players import JUDGE_CSS
+
+CSS = [*(Path(__file__).with_name(name) for name in ("style.css", "runs.css", "sample.css", "gallery.css")), JUDGE_CSS]
 
 HEAD = """
 <meta name="color-scheme" content="light dark">

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import av
 
+from studio.core.data.probe_cache import FileState, file_state
 from studio.core.errors import MediaError
 from studio.core.events import SampleDone, SampleEvent
 from studio.core.model.load import ModelBundle
 from studio.core.sample.request import SampleRequest
-from studio.core.sample.request_file import delete_request, load_request, save_request
+from studio.core.sample.request_file import REQUEST, delete_request, load_request, save_request
 from studio.core.sample.sampler import sample
 from studio.core.sample.video import make_folder, read_settings
 
@@ -33,6 +35,33 @@ class GalleryVideo:
     """What the mp4 says of itself (`describe`); empty where it cannot be read."""
     figures: Mapping[str, float | None]
     """`start_psnr`, `motion`, `flicker`, `color_drift` (`VideoFigures`)."""
+    loras: tuple[tuple[Path, float], ...]
+    """(file, strength) of each; of a video without its request beside it, the file's name alone."""
+
+    @property
+    def group(self) -> str:
+        """Videos to be compared with each other have the same; empty: none."""
+        return str(self.settings.get("group") or "")
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others of its group; else its name."""
+        return str(self.settings.get("label") or self.name)
+
+
+@dataclass(slots=True)
+class GalleryReader:
+    """Reads galleries again and again; a video is read once in each of its states."""
+
+    held: dict[FileState, GalleryVideo] = field(default_factory=dict)
+
+    def videos(self, folder: Path) -> tuple[GalleryVideo, ...]:
+        """As `list_videos`."""
+        states = [file_state(file) for file in folder.glob("sample-*.mp4") if NAME.fullmatch(file.stem)]
+        states = [state for state in states if state[1]]
+        # What was deleted is forgotten.
+        self.held = {state: self.held.get(state) or read_gallery_video(state[0]) for state in states}
+        return tuple(sorted(self.held.values(), key=lambda video: int(video.name[7:]), reverse=True))
 
 
 def sample_into(
@@ -68,8 +97,12 @@ def new_video(folder: Path) -> Path:
 
 def list_videos(folder: Path) -> tuple[GalleryVideo, ...]:
     """The newest first; those that are still being rendered are not among them."""
-    files = [file for file in folder.glob("sample-*.mp4") if NAME.fullmatch(file.stem) and file.stat().st_size]
-    return tuple(_video(file) for file in sorted(files, key=lambda file: int(file.stem[7:]), reverse=True))
+    return GalleryReader().videos(folder)
+
+
+def find_videos(folder: Path, names: Iterable[str]) -> tuple[GalleryVideo, ...]:
+    """The videos of these names, in their order. Raises MediaError: there is no such video."""
+    return tuple(read_gallery_video(_check(folder, name)) for name in names)
 
 
 def settings_again(folder: Path, name: str) -> SampleRequest:
@@ -88,15 +121,32 @@ def delete_video(folder: Path, name: str) -> None:
         raise MediaError(f"The video {name} cannot be deleted: {error.strerror}.", "Close what shows it.") from error
 
 
-def _video(file: Path) -> GalleryVideo:
+def read_gallery_video(file: Path) -> GalleryVideo:
+    """What an mp4, and the request beside it if there is one, say; of any folder."""
     try:
         settings = read_settings(file)
     except (av.FFmpegError, OSError):
         settings = {}
     figures = settings.get("figures")
     return GalleryVideo(
-        name=file.stem, path=file, settings=settings, figures=figures if isinstance(figures, dict) else {}
+        name=file.stem,
+        path=file,
+        settings=settings,
+        figures=figures if isinstance(figures, dict) else {},
+        loras=_loras(file, settings),
     )
+
+
+def _loras(file: Path, settings: Mapping[str, Any]) -> tuple[tuple[Path, float], ...]:
+    try:
+        request = json.loads(file.with_name(f"{file.stem}{REQUEST}").read_text(encoding="utf-8"))
+        return tuple((Path(lora["path"]), float(lora["strength"])) for lora in request["loras"])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    try:
+        return tuple((Path(lora["file"]), float(lora["strength"])) for lora in settings.get("loras", []))
+    except (ValueError, TypeError, KeyError):
+        return ()
 
 
 def _check(folder: Path, name: str) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,12 @@ def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[st
         )  # fmt: skip
         unfinished.replace(path)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise MediaError(
             f"The video {path.name} could not be written: {error}.", "Check that the disk is not full."
         ) from error
+    finally:
+        # After a Ctrl-C too.
+        unfinished.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -67,15 +70,53 @@ def read_clip(path: Path, seconds: float = CLIP_SECONDS) -> tuple[np.ndarray, fl
     return np.stack(list(iterate_frames(clip, range(first, clip.num_frames)))), clip.fps
 
 
-def read_video(path: Path) -> tuple[np.ndarray, float]:
-    """(frames uint8 [T, H, W, 3] as a player shows them, frames per second) of an mp4. Raises MediaError."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VideoShape:
+    """How long and how large a video is."""
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    """Pixels."""
+
+
+def video_shape(path: Path) -> VideoShape:
+    """What the head of an mp4 that `write_video` wrote says. Raises MediaError."""
     try:
         with av.open(str(path), format="mov") as container:
             stream = container.streams.video[0]
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
-            rate = stream.average_rate
+            shape = VideoShape(
+                num_frames=stream.frames, fps=float(stream.average_rate or 0), height=stream.height, width=stream.width
+            )
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
-        raise MediaError(f"The video {path.name} cannot be read: {error}.", "Render it again.") from error
+        raise _unreadable(path, error) from error
+    if not (shape.num_frames and shape.fps):
+        raise _empty(path)
+    return shape
+
+
+def iterate_video(path: Path) -> Iterator[np.ndarray]:
+    """The frames of an mp4 as a player shows them, uint8 [H, W, 3] each. Raises MediaError."""
+    try:
+        with av.open(str(path), format="mov") as container:
+            for frame in container.decode(container.streams.video[0]):
+                yield frame.to_ndarray(format="rgb24")
+    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+        raise _unreadable(path, error) from error
+
+
+def read_video(path: Path) -> tuple[np.ndarray, float]:
+    """(frames uint8 [T, H, W, 3] as a player shows them, frames per second) of an mp4. Raises MediaError."""
+    fps, frames = video_shape(path).fps, list(iterate_video(path))
     if not frames:
-        raise MediaError(f"The video {path.name} has no frames.", "Render it again.")
-    return np.stack(frames), float(rate or 0)
+        raise _empty(path)
+    return np.stack(frames), fps
+
+
+def _unreadable(path: Path, error: Exception) -> MediaError:
+    return MediaError(f"The video {path.name} cannot be read: {error}.", "Render it again.")
+
+
+def _empty(path: Path) -> MediaError:
+    return MediaError(f"The video {path.name} has no frames.", "Render it again.")
