@@ -1,24 +1,15 @@
-"""Panels for notebooks: check and sample with the app's words and figures."""
+"""The panel of a check, with the app's words and figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import ipywidgets as widgets
-import numpy as np
 
-from studio.core.config import ModelConfig
 from studio.core.data.check import check_project
-from studio.core.data.decode import read_image
 from studio.core.data.mend import offered_mends
 from studio.core.errors import StudioError
-from studio.core.events import DenoiseStep, SampleDone
-from studio.core.model.load import ModelBundle, load_bundle
-from studio.core.model.lora import LoraFile
-from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.simpletuner import Project
 from studio.core.types import DatasetReport
 from studio.view.clip_facts import clip_facts
@@ -52,48 +43,6 @@ def check_panel(path: Path | str, *, language: Language = "en", max_pairs: int =
     if counts:
         parts.append(_picture(figure_png(draw_buckets(counts, w, small=small_buckets(report)))))
     return widgets.VBox(parts)
-
-
-def sample_panel(
-    start_frame: np.ndarray | Path | str,
-    prompt: str,
-    *,
-    out: Path | str,
-    model: ModelBundle | ModelConfig,
-    lora: Path | None = None,
-    steps: int | None = None,
-    seed: int = 0,
-    language: Language = "en",
-    show: Callable[[widgets.VBox], object] | None = None,
-) -> ModelBundle:
-    """Renders without the LoRA and, when one is given, with it; both videos stand side by side.
-
-    The videos are `out`/without.mp4 and `out`/with.mp4. Returns the loaded model, for the next call. Raises
-    StudioError.
-    """
-    w = words(language)
-    bundle = model if isinstance(model, ModelBundle) else load_bundle(model)
-    picture = start_frame if isinstance(start_frame, np.ndarray) else read_image(Path(start_frame))
-    request = SampleRequest(prompt=prompt, start_frame=picture, num_inference_steps=steps, seed=seed)
-    bar, players = widgets.IntProgress(value=0), widgets.HBox()
-    line = widgets.HTML()
-    if show is not None:
-        show(widgets.VBox([line, bar, players]))
-    passes = [("without", None), *([("with", lora)] if lora else [])]
-    for name, adapter in passes:
-        label = w(f"sample.{name}")
-        loras = () if adapter is None else (LoraFile(path=adapter),)
-        for event in sample(replace(request, loras=loras), bundle, Path(out) / f"{name}.mp4"):
-            if isinstance(event, SampleDone):
-                players.children += (_player(event.path, label),)
-                reason = event.attention_reason.rstrip(".")
-                kind, seconds = w(f"chip.{event.attention}"), w.number(event.seconds, 1)
-                line.value = escape(w("sample.done", attention=kind, reason=reason, seconds=seconds))
-                said = [] if event.is_batched else [w("sample.done_one_by_one")]
-                line.value += "".join(f"<br>{escape(text)}" for text in (*said, *bundle.notices))
-            elif isinstance(event, DenoiseStep):
-                bar.max, bar.value = event.num_steps, event.step
-    return bundle
 
 
 def _summary(report: DatasetReport, w: Words) -> widgets.HTML:
@@ -150,8 +99,3 @@ def _failure(error: StudioError) -> widgets.HTML:
 
 def _picture(png: bytes) -> widgets.Image:
     return widgets.Image(value=png, format="png")
-
-
-def _player(path: Path, label: str) -> widgets.VBox:
-    video = widgets.Video.from_file(str(path), autoplay=True, loop=True, width=320)
-    return widgets.VBox([widgets.HTML(escape(label)), video])

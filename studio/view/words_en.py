@@ -322,8 +322,6 @@ TEXTS = {
     "nb.paused": "The run waits, and the device is free.",
     "nb.goes_on": "You interrupted the waiting, not the run: it goes on, and the panel keeps up with it.",
     "nb.no_widgets": "Without ipywidgets there are no buttons here: the curve is drawn while wait() waits.",
-    "nb.negative": "Not wanted",
-    "nb.published": "The negative prompt of the published demos",
     "nb.attention_loaded": "as the model was loaded",
     "nb.compare": "Compare",
     "nb.compare_none": "nothing: one video",
@@ -334,11 +332,6 @@ TEXTS = {
     "nb.busy": "This panel is rendering.",
     "nb.busy_remedy": "Wait for it, or cancel it.",
     "nb.sample_goes_on": "You interrupted the waiting, not the rendering: it goes on, and the panel keeps up with it.",
-    "nb.phase_encode": "encoding picture and prompt…",
-    "nb.phase_decode": "decoding the frames…",
-    "nb.phase_enlarge": "enlarging for the refinement…",
-    "nb.phase_refine": "refining…",
-    "nb.phase_write": "writing the video…",
     "nb.sampled": "Done. The videos are in {folder}.",
     "nb.path_size": (
         "{size} on {device}: {tokens} tokens, {total} key blocks; sparse keeps {kept} for each query block."

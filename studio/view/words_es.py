@@ -319,8 +319,6 @@ TEXTS = {
     "nb.paused": "El entrenamiento espera, y el dispositivo está libre.",
     "nb.goes_on": "Has interrumpido la espera, no el entrenamiento: sigue, y el panel lo va mostrando.",
     "nb.no_widgets": "Sin ipywidgets no hay botones aquí: la curva se dibuja mientras wait() espera.",
-    "nb.negative": "Sin esto",
-    "nb.published": "El texto negativo de las demos publicadas",
     "nb.attention_loaded": "como se cargó el modelo",
     "nb.compare": "Comparar",
     "nb.compare_none": "nada: un solo vídeo",
@@ -331,11 +329,6 @@ TEXTS = {
     "nb.busy": "Este panel está generando.",
     "nb.busy_remedy": "Espera a que acabe, o cancélalo.",
     "nb.sample_goes_on": "Has interrumpido la espera, no la generación: sigue, y el panel la va mostrando.",
-    "nb.phase_encode": "codificando imagen y texto…",
-    "nb.phase_decode": "decodificando los fotogramas…",
-    "nb.phase_enlarge": "ampliando para el refinado…",
-    "nb.phase_refine": "refinando…",
-    "nb.phase_write": "escribiendo el vídeo…",
     "nb.sampled": "Hecho. Los vídeos están en {folder}.",
     "nb.path_size": (
         "{size} en {device}: {tokens} tokens, {total} bloques de claves; la dispersa conserva {kept} por cada bloque "

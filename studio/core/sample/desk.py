@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -21,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from studio.core.config import ModelConfig
 from studio.core.data.digest import file_hash
@@ -29,6 +27,7 @@ from studio.core.errors import ConfigError, StudioError
 from studio.core.events import DenoiseStep, SampleEvent, SamplePhase, SampleStarted
 from studio.core.filelock import FileLock
 from studio.core.model.load import ModelBundle
+from studio.core.sample.preview import preview_webp
 from studio.core.sample.queue import EntryState, QueueEntry, SampleQueue
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.request_file import write_json
@@ -44,10 +43,6 @@ AGAIN_SECONDS, TROUBLE_SECONDS = 1.0, 5.0
 """After this long another process may have ended, or a disk may have room again."""
 PREVIEWS = 12
 """Pictures of a sample while it emerges, at most one a step."""
-PREVIEW_MS = 267
-"""A latent frame stands for four frames of fifteen a second."""
-PREVIEW_EDGE = 64
-"""Pixels of the longer side below which a picture is enlarged: a browser smooths what it enlarges ten times badly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -258,14 +253,10 @@ class SampleDesk:
 
     def _write_preview(self, frames: np.ndarray) -> bool:
         """uint8 [T, H, W, 3] as an animated WebP; False where it cannot be written."""
-        times = max(1, math.ceil(PREVIEW_EDGE / max(frames.shape[1:3])))
-        size = (frames.shape[2] * times, frames.shape[1] * times)
-        first, *rest = (Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames)
-        data = io.BytesIO()
-        first.save(data, "WEBP", save_all=True, append_images=rest, duration=PREVIEW_MS, loop=0, quality=80, method=0)
+        data = preview_webp(frames)
         unfinished = self.queue.folder / f"{PREVIEW}.part"
         try:
-            unfinished.write_bytes(data.getvalue())
+            unfinished.write_bytes(data)
             unfinished.replace(self.queue.folder / PREVIEW)
         except OSError as error:
             logger.warning("the preview of %s cannot be written: %s", self._now.id, error)

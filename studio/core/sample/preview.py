@@ -5,12 +5,15 @@ Letters: C channels, T H W latents, N latents of one size.
 
 from __future__ import annotations
 
+import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
+from PIL import Image
 
 from studio.core.data.shapes import BASE_MOTIONS, draw_clips, random_scenes, to_uint8
 from studio.core.model.vae import encode_video, frames_to_video
@@ -19,6 +22,12 @@ SOFT_CLIPS, SHAPE_CLIPS = 2, 6
 FIT_FRAMES = 9
 FIT_EDGE = 64
 """Clips, their frames and their height and width in pixels that a map is fitted on."""
+
+
+PREVIEW_MS = 267
+"""A latent frame stands for four frames of fifteen a second."""
+PREVIEW_EDGE = 64
+"""Pixels of the longer side below which a picture is enlarged: a browser smooths what it enlarges ten times badly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +44,16 @@ class LatentColors:
         colors = torch.einsum("rc,cthw->thwr", self.weight.to(latents.device), latents.float())
         pixels = ((colors + self.bias.to(latents.device)).clamp(-1, 1) + 1) * 127.5
         return pixels.round().to(torch.uint8).cpu().numpy()
+
+
+def preview_webp(frames: np.ndarray) -> bytes:
+    """uint8 [T, H, W, 3] as an animated WebP, enlarged where it is small."""
+    times = max(1, math.ceil(PREVIEW_EDGE / max(frames.shape[1:3])))
+    size = (frames.shape[2] * times, frames.shape[1] * times)
+    first, *rest = (Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC) for frame in frames)
+    data = io.BytesIO()
+    first.save(data, "WEBP", save_all=True, append_images=rest, duration=PREVIEW_MS, loop=0, quality=80, method=0)
+    return data.getvalue()
 
 
 def fit_latent_colors(vae: AutoencoderKLWan, video: torch.Tensor) -> LatentColors:
