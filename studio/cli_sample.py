@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ from studio.view.terminal import SampleBar, write
 if TYPE_CHECKING:
     from studio.core.config import ModelConfig
     from studio.core.events import SampleEvent
+    from studio.core.model.processes import Processes
     from studio.core.sample.request import Refinement, SampleRequest
 
 Done = TypeVar("Done")
@@ -74,6 +76,7 @@ def add_sample_command(commands: Any) -> None:
         "--lora-strength", type=float, action="append", metavar="S",
         help="once for each --lora, in their order (default: 1)",
     )  # fmt: skip
+    how.add_argument("--gpus", type=int, metavar="N", help="so many GPUs share the work (default: 1)")
     how.add_argument("--steps", type=int, metavar="N", help="denoising steps")
     how.add_argument("--guidance", type=float, metavar="G", help="how closely the prompt is followed; 1: no guidance")
     how.add_argument(
@@ -105,6 +108,9 @@ def add_sample_command(commands: Any) -> None:
     compare.add_argument("--compare-lora", action="store_true", help="without the LoRAs and with them")
     compare.add_argument("--strengths", type=float, nargs="+", metavar="S", help="the first LoRA at each strength")
     compare.add_argument("--compare-attention", action="store_true", help="dense and sparse, and the error")
+    compare.add_argument(
+        "--page", type=Path, metavar="FILE", help="an HTML page with all of them in it, in players under one clock"
+    )
 
     memory = parser.add_argument_group("little memory")
     memory.add_argument(
@@ -116,37 +122,62 @@ def add_sample_command(commands: Any) -> None:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from studio.cli import _interrupted, _quiet_libraries
-    from studio.core.model.load import load_bundle
-    from studio.core.sample.compare import relative_error, render_variants
-    from studio.core.sample.sampler import sample, write_rendered
+    from studio.cli import _quiet_libraries
+    from studio.core.model.processes import is_one_of_many, joined, start_on_gpus
 
     _quiet_libraries()
+    if options.gpus and options.gpus > 1 and not is_one_of_many():
+        return start_on_gpus(options.given, options.gpus)
+    with joined() as processes:
+        return _sample_with(options, processes)
+
+
+def _sample_with(options: argparse.Namespace, processes: Processes) -> int:
+    """On this process alone, or as one of several, of which the first one writes and speaks."""
+    from studio.cli import _interrupted, leave_signals_to_the_first
+    from studio.core.model.load import load_bundle
+    from studio.core.sample.compare import relative_error, render_variants
+    from studio.core.sample.parallel import sample_together, spread
+    from studio.core.sample.sampler import write_rendered
+
     model, request = _model(options), _request(options)
     variants = _variants(options, request)
     outs = [options.out.with_stem(f"{options.out.stem}-{label.replace(' ', '-')}") for label, _ in variants]
     for out in outs or [options.out]:
         _check_out(out)
+    if options.page:
+        _check_page(options.page, len(variants))
     try:
-        bundle = load_bundle(model)
-        for notice in bundle.notices:
+        bundle = load_bundle(model, processes)
+        spread(bundle)
+        for notice in bundle.notices if processes.is_main else ():
             sys.stderr.write(f"{notice}\n")
-        should_stop = _interrupted()
+        is_interrupted = _interrupted() if processes.is_main else leave_signals_to_the_first()
+
+        def should_stop() -> bool:
+            return processes.agree(is_interrupted())
+
         if not variants:
-            bar = SampleBar()
-            for event in sample(request, bundle, options.out, should_stop=should_stop):
+            bar = SampleBar(is_silent=not processes.is_main)
+            for event in sample_together(request, bundle, options.out, should_stop=is_interrupted):
                 bar.show(event)
         found = []
         for out, variant in zip(outs, variants, strict=True):
-            bar = SampleBar(variant[0])
+            bar = SampleBar(variant[0], is_silent=not processes.is_main)
             (done,) = _followed(render_variants([variant], bundle, should_stop=should_stop), bar) or (None,)
             if done is None:
                 break
             found.append(done)
+            if not processes.is_main:
+                continue
             for event in write_rendered(done.request, bundle, done.rendered, out, done.seconds):
                 bar.show(event)
+        if not processes.is_main:
+            return 0
         if options.compare_attention and len(found) == len(variants):
             write(f"The latents under sparse attention are off by {relative_error(*found):.4f} of the dense ones.")
+        if options.page and len(found) == len(variants):
+            _write_page(options.page, outs)
     except OutOfMemory as error:
         raise OutOfMemory(error.message, with_options(error.remedy)) from None
     return 0 if all(out.exists() for out in outs or [options.out]) else 1
@@ -215,10 +246,12 @@ def _variants(options: argparse.Namespace, request: SampleRequest) -> list[tuple
     if len(asked) > 1:
         raise ConfigError(f"{' and '.join(asked)} do not go together.", "Give one of them.")
     if options.strengths:
-        return strength_variants(request, options.strengths)
-    if options.compare_attention:
-        return attention_variants(request)
-    return lora_variants(request) if options.compare_lora else []
+        variants = strength_variants(request, options.strengths)
+    elif options.compare_attention:
+        variants = attention_variants(request)
+    else:
+        variants = lora_variants(request) if options.compare_lora else []
+    return [(label, replace(one, label=label)) for label, one in variants]
 
 
 def _check_out(out: Path) -> None:
@@ -230,6 +263,36 @@ def _check_out(out: Path) -> None:
     if out.exists():
         raise ConfigError(f"{out} exists already.", "Give another name; nothing is overwritten.")
     make_folder(out.parent)
+
+
+def _check_page(page: Path, count: int) -> None:
+    """Before the work begins. Raises StudioError."""
+    from studio.core.sample.judge import MOST
+    from studio.core.sample.video import make_folder
+
+    if not 2 <= count <= MOST:
+        raise ConfigError(f"--page shows 2 to {MOST} videos, and these are {count or 1}.", "Compare something.")
+    if page.suffix.lower() != ".html":
+        raise ConfigError(f"{page} does not end with .html.", f"Name it {page.stem or 'page'}.html.")
+    if page.exists():
+        raise ConfigError(f"{page} exists already.", "Give another name; nothing is overwritten.")
+    make_folder(page.parent)
+
+
+def _write_page(page: Path, videos: Sequence[Path]) -> None:
+    """Raises StudioError."""
+    from studio.core.sample.gallery import read_gallery_video
+    from studio.core.sample.judge import compare_videos
+    from studio.view.comparison_page import comparison_html
+    from studio.view.words import words
+
+    html = comparison_html(compare_videos([read_gallery_video(video) for video in videos]), words("en"))
+    try:
+        with page.open("x", encoding="utf-8") as file:
+            file.write(html)
+    except OSError as error:
+        raise ConfigError(f"{page} cannot be written: {error.strerror}.", "Choose another place.") from error
+    write(f"The comparison is in {page}")
 
 
 def _followed(steps: Generator[SampleEvent, None, Done], bar: SampleBar) -> Done:

@@ -2,6 +2,8 @@
 const KEPT = 8, PATIENCE = 1000;
 
 const startJudge = (root) => {
+  if (root.dataset.state) return;
+  root.dataset.state = 'loading';
   const find = (name) => root.querySelector(name), all = (name) => [...root.querySelectorAll(name)];
   const fps = Number(root.dataset.fps), count = Number(root.dataset.count), say = JSON.parse(root.dataset.say);
   const scrub = find('[data-scrub]'), wipe = find('[data-wipe]'), over = find('[data-over]'), at = find('[data-at]');
@@ -136,14 +138,14 @@ const startJudge = (root) => {
 
   const follow = (pane) => pane.video.requestVideoFrameCallback((_, {mediaTime}) => {
     const frame = Math.round(mediaTime * pane.fps);
-    keep(pane, frame);
-    if (!isSeeking) {
-      if (!isPlaying) { if (frame === frameOf(pane, shown) && hasAll(shown)) draw(shown); }
-      else {
-        for (let n = Math.round(longest.video.currentTime * fps) + 1; n > shown; n--) {
-          if (n < count && hasAll(n)) { draw(n); break; }
-        }
+    if (isPlaying && !isSeeking) {
+      keep(pane, frame);
+      for (let n = Math.min(count - 1, Math.round(longest.video.currentTime * fps) + 1); n > shown; n--) {
+        if (hasAll(n)) { draw(n); break; }
       }
+    } else if (frame === frameOf(pane, isSeeking ? wanted : shown)) {
+      keep(pane, frame);
+      if (!isSeeking && hasAll(shown)) draw(shown);
     }
     follow(pane);
   });

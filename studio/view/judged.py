@@ -7,17 +7,11 @@ from typing import Any
 
 from studio.core.sample.figures import FROZEN_BELOW, SAME
 from studio.core.sample.gallery import GalleryVideo
-from studio.core.sample.judge import Comparison, PictureDifference, SettingRow
+from studio.core.sample.judge import SETTINGS, Comparison, PictureDifference, SettingRow
 from studio.view.words import Words
 
 LABELS = {"without LoRA": "without", "with LoRA": "with", "dense": "dense", "sparse": "sparse"}
 """Labels that the core gives, by the end of their key; others are numbers or somebody's own words."""
-SETTINGS = frozenset({
-    "model", "prompt", "negative_prompt", "height", "width", "num_frames", "num_inference_steps", "guidance_scale",
-    "schedule", "seed", "loras", "attention", "start_frame_sha256", "clip_sha256", "refinement", "num_segments",
-    "num_overlap_frames", "later_prompts", "clip_fps",
-})  # fmt: skip
-"""Settings that have a name in words; one of a later version goes by its own."""
 SHA = 8
 """Signs of a picture's hash that are shown: enough to tell two apart."""
 DIFFERENT_PICTURES = frozenset({"seed", "start_frame_sha256", "clip_sha256"})
@@ -86,7 +80,7 @@ def warnings(comparison: Comparison, w: Words) -> list[str]:
 
 
 def setting_name(key: str, w: Words) -> str:
-    """The name of a setting in words."""
+    """The name of a setting in words; one of a later version goes by its own."""
     return w(f"judge.set_{key}") if key in SETTINGS else key
 
 

@@ -1,16 +1,28 @@
+import base64
+import hashlib
+import io
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from studio.core.errors import ConfigError
+from studio.core.errors import ConfigError, MediaError
 from studio.core.model.lora import LoraFile
 from studio.core.sample.compare import compare_attention, heat_map, psnr_by_frame, render_variants, strength_variants
 from studio.core.sample.figures import SAME, color_drift, drift, flicker, motion, psnr, video_figures
+from studio.core.sample.gallery import GalleryReader, find_videos, read_gallery_video
+from studio.core.sample.judge import MOST, compare_videos, frames_at, setting_rows
 from studio.core.sample.request import SampleRequest
+from studio.core.sample.request_file import save_request
+from studio.core.sample.video import read_video, write_video
+from studio.view.comparison_page import comparison_html, comparison_sheet
+from studio.view.judged import difference_facts, difference_sentence, figure_facts, warnings
+from studio.view.words import words
 
 SMALL = {"height": 64, "width": 64, "num_frames": 5, "num_inference_steps": 1}
 
@@ -102,3 +114,124 @@ def test_dense_and_sparse_are_compared_at_one_seed(tiny_bundle):
     same = finished(compare_attention(request, exact))
     assert same.error < 1e-4, "sparse attention that skips nothing is dense attention"
     assert finished(compare_attention(request, tiny_bundle, should_stop=lambda: True)) is None
+
+
+def in_gallery(folder, number, frames, request=None, **settings):
+    """A video of the gallery, with its request beside it if there is one."""
+    name = f"sample-{number:04d}"
+    write_video(folder / f"{name}.mp4", frames, 15, settings)
+    if request:
+        save_request(request, folder, name)
+    return read_gallery_video(folder / f"{name}.mp4")
+
+
+@pytest.fixture
+def moving():
+    """uint8 [9, 32, 48, 3]: a bright bar that goes from left to right."""
+    frames = np.full((9, 32, 48, 3), 40, np.uint8)
+    for number, frame in enumerate(frames):
+        frame[:, 5 * number : 5 * number + 8] = 200
+    return frames
+
+
+def test_files_are_as_far_apart_as_what_a_player_shows(tmp_path, moving):
+    other = moving.copy()
+    other[4:, :16] = 90
+    first, second = in_gallery(tmp_path, 1, moving), in_gallery(tmp_path, 2, other[:8])
+    compared = compare_videos([first, second])
+    (a, fps), (b, _) = read_video(first.path), read_video(second.path)
+    assert (compared.shapes[0].num_frames, compared.shapes[1].num_frames, fps) == (9, 8, 15)
+    nothing, found = compared.pictures
+    assert nothing is None
+    assert found.psnr == psnr_by_frame(b, a)
+    assert found.worst >= 4
+    a, b = a[:8].astype(float), b.astype(float)
+    assert found.error == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a))
+    assert found.drift == pytest.approx(np.abs(b - a).mean())
+    frames, seconds = frames_at(first.path, 3)
+    np.testing.assert_array_equal(frames, read_video(first.path)[0][[0, 4, 8]])
+    assert seconds == (0, 4 / 15, 8 / 15)
+
+
+def test_what_differs_is_said_in_words(tmp_path, moving):
+    one, other = (
+        SampleRequest(prompt="a", loras=(LoraFile(path=tmp_path / run / "lora.safetensors", strength=0.5),))
+        for run in ("monday", "tuesday")
+    )
+    alike = {"prompt": "a", "seed": 3, "num_frames": 9, "attention": "dense", "loras": [{"file": "lora.safetensors"}]}
+    videos = [
+        in_gallery(tmp_path, 1, moving, one, **alike, seconds=4.0, device="cpu"),
+        in_gallery(tmp_path, 2, moving, other, **alike, seconds=2.0, device="cuda"),
+    ]
+    compared = compare_videos(videos)
+    (row,) = compared.differences
+    assert (row.key, row.values) == (
+        "loras",
+        ((("monday/lora.safetensors", 0.5),), (("tuesday/lora.safetensors", 0.5),)),
+    )
+    w = words("en")
+    assert difference_sentence(compared, w) == "One setting differs: LoRA."
+    assert not warnings(compared, w)
+    facts = dict(difference_facts(compared, 1, w))
+    assert facts["Likeness"] == "the same, to the last level"
+    assert facts["Speed"] == "2.00 times as fast"
+    assert {row.key for row in setting_rows(videos)} == {"prompt", "seed", "num_frames", "attention", "loras"}
+
+    sparse = {"attention": "sparse", "attention_sparsity": 0.9375, "attention_block": [4, 4, 4]}
+    third = in_gallery(tmp_path, 3, moving[:, ::2], one, **alike | sparse | {"seed": 4})
+    compared = compare_videos([videos[0], third])
+    assert difference_sentence(compared, w) == "2 settings differ: Seed, Attention."
+    assert compared.pictures == (None, None)
+    assert len(warnings(compared, w)) == 2, "another seed, and another size"
+    assert dict(figure_facts(third, w))["Attention"] == "sparse, 93.75 % of the 4x4x4 blocks skipped"
+    for count in (1, MOST + 1):
+        with pytest.raises(ConfigError, match=f"{count} videos cannot"):
+            compare_videos(videos[:1] * count)
+
+
+def test_a_gallery_forgets_what_was_deleted_and_reads_nothing_twice(tmp_path, moving):
+    reader = GalleryReader()
+    for number in (1, 2, 10):
+        in_gallery(tmp_path, number, moving, seed=number, group="g", label=str(number))
+    first = reader.videos(tmp_path)
+    assert [(video.name, video.label) for video in first][::2] == [("sample-0010", "10"), ("sample-0001", "1")]
+    (tmp_path / "sample-0002.mp4").unlink()
+    (tmp_path / "sample-0003.mp4").write_bytes(b"no video")
+    second = reader.videos(tmp_path)
+    assert [video.name for video in second] == ["sample-0010", "sample-0003", "sample-0001"]
+    assert (second[0], second[2]) == (first[0], first[2])
+    assert second[0] is first[0]
+    for name in ("../sample-0001", "sample-0002", "queue"):
+        with pytest.raises(MediaError, match="no video"):
+            find_videos(tmp_path, [name])
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_one_page_holds_a_comparison_and_runs_only_its_own_script(tmp_path, moving, language):
+    hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+    videos = [
+        in_gallery(
+            tmp_path, number, moving, prompt=hostile, label=hostile * number, seed=3, figures={"motion": hostile}
+        )
+        for number in (1, 2)
+    ]
+    page = comparison_html(compare_videos(videos), words(language))
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    (allowed,) = re.findall(r"script-src ([^\"]*)\"", page)
+    assert allowed == f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    assert "default-src 'none'" in page
+    assert "<img src=x" not in page
+    assert not re.search(r"https?://", page)
+    embedded = re.findall(r"data:video/mp4;base64,([^']*)'", page)
+    assert [base64.b64decode(one) for one in embedded] == [video.path.read_bytes() for video in videos]
+
+
+def test_a_contact_sheet_has_a_row_a_video_and_a_column_a_moment(tmp_path):
+    levels = np.linspace(30, 220, 11).astype(np.uint8)
+    frames = np.broadcast_to(levels[:, None, None, None], (11, 32, 32, 3))
+    videos = [in_gallery(tmp_path, 1, frames, prompt="a $x$"), in_gallery(tmp_path, 2, 255 - frames)]
+    sheet = Image.open(io.BytesIO(comparison_sheet(compare_videos(videos), words("en"), columns=3))).convert("L")
+    cells = np.array(sheet)[100:, 250:]
+    tall, wide = cells.shape
+    centers = [[int(cells[(2 * r + 1) * tall // 4, (2 * c + 1) * wide // 6]) for c in range(3)] for r in range(2)]
+    np.testing.assert_allclose(centers, [[30, 125, 220], [225, 130, 35]], atol=6)

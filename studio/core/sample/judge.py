@@ -20,6 +20,12 @@ from studio.core.sample.video import VideoShape, iterate_video, video_shape
 
 MOST = 8
 """Videos that are compared at once."""
+SETTINGS = (
+    "model", "loras", "prompt", "negative_prompt", "later_prompts", "start_frame_sha256", "clip_sha256", "clip_fps",
+    "seed", "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "schedule", "attention",
+    "refinement", "num_segments", "num_overlap_frames",
+)  # fmt: skip
+"""In the order in which they are told; those of a later version come after them."""
 FOUND = frozenset({
     "attention_reason", "attention_sparsity", "attention_block", "crop", "device", "dtype", "figures", "group",
     "guidance_batched", "label", "refined_height", "refined_width", "seconds", "fps",
@@ -122,10 +128,11 @@ def setting_differences(videos: Sequence[GalleryVideo]) -> tuple[SettingRow, ...
 
 
 def setting_rows(videos: Sequence[GalleryVideo]) -> tuple[SettingRow, ...]:
-    """Every setting that one of the videos has, alike or not, in the order of their names in the files."""
+    """Every setting that one of the videos has, alike or not."""
     names = _lora_names(videos)
     settings = [_settings(video, names) for video in videos]
-    keys = dict.fromkeys(key for one in settings for key in one)
+    there = dict.fromkeys(key for one in settings for key in one)
+    keys = [*(key for key in SETTINGS if key in there), *(key for key in there if key not in SETTINGS)]
     return tuple(SettingRow(key=key, values=tuple(one.get(key) for one in settings)) for key in keys)
 
 
