@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,9 +31,12 @@ from studio.view.terminal import (
 
 if TYPE_CHECKING:
     from studio.core.config import RunConfig
+    from studio.core.model.processes import Processes
     from studio.core.simpletuner import Project
     from studio.core.types import DatasetReport
 
+NEW_RUN = "a new run"
+"""What several processes are told, where it is not the folder of a run to go on with."""
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
 TRAIN = (
@@ -48,6 +52,7 @@ TRAIN_CODES = (
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; returns the exit code. Errors are one line with the remedy in it, never a traceback."""
     options = _parser().parse_args(arguments or ["ui"])
+    options.given = list(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         return options.run(options)
@@ -100,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a LoRA", description=TRAIN, epilog=TRAIN_CODES)
     train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
     train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this dataset")
+    train.add_argument("--gpus", type=_count, metavar="N", help="so many processes, one a GPU (default: 1)")
+    train.add_argument("--shard", action="store_true", help="with --gpus: each holds a part of the base (FSDP2)")
     train.set_defaults(run=_train)
 
     fit = commands.add_parser("fit", help="measure what a step of training takes, and whether it fits this device")
@@ -111,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = commands.add_parser("bench", help="times and proofs: at full size on this CUDA device, or anywhere")
     bench.add_argument(
         "parts", nargs="*", metavar="PART",
-        help="speed, memory, fit (all three when none is named), check, kills, learn, watchers, restarts",
+        help="speed, memory, fit (all three when none is named), gpus, check, kills, learn, watchers, restarts",
     )  # fmt: skip
     bench.add_argument("--times", type=_count, help="kills (default: 200) or restarts (default: 20)")
     bench.add_argument("--seeds", type=_count, default=3, help="of learn, for each effect (default: 3)")
@@ -125,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     ui = commands.add_parser("ui", help="open the app in the browser (default)")
     ui.add_argument("--project", type=Path, help="open this dataset")
     ui.add_argument("--port", type=int, default=7860)
+    ui.add_argument("--host", default="127.0.0.1", help="the address to listen at; one that others reach needs --auth")
+    ui.add_argument("--auth", metavar="NAME:PASSWORD", help="what a browser or a program must give to get in")
     ui.add_argument("--no-browser", action="store_true")
     ui.set_defaults(run=_ui)
     return parser
@@ -234,28 +243,68 @@ def _mend(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from studio.core.train.preflight import preflight
+    from studio.core.model.processes import is_one_of_many, joined, start_on_gpus
 
     _quiet_libraries()
+    if options.shard and not options.gpus:
+        raise StudioError("--shard goes with --gpus.", "Say over how many GPUs the base is to lie.")
+    if options.gpus and not is_one_of_many():
+        return start_on_gpus(options.given, options.gpus, is_sharded=options.shard)
+    device = read_project(options.config).run.model.device if is_one_of_many() else ""
+    with joined(device) as processes:
+        return _train_with(options, processes) if processes.is_main else _train_beside(options, processes)
+
+
+def _train_with(options: argparse.Namespace, processes: Processes) -> int:
+    """The one process, or the first of several, which tells the others what there is to train."""
+    from studio.core.train.preflight import preflight
+
     project, report = _checked(options.config)
     if not report.is_ok:
         print_report(report)
+        processes.tell()
         return USER_ERROR
     print_problems(report)
     if options.resume:
-        return follow(newest_unfinished(project.run.output_dir, project.run.data))
-    plan = preflight(project.run, report)
+        unfinished = newest_unfinished(project.run.output_dir, project.run.data)
+        processes.tell(str(unfinished.path))
+        return follow(unfinished, processes=processes)
+    run = replace(project.run, num_processes=processes.count)
+    plan = preflight(run, report)
     print_preflight(plan)
-    return follow(project.run, report) if plan.is_ok else USER_ERROR
+    processes.tell(NEW_RUN if plan.is_ok else "")
+    return follow(run, report, processes) if plan.is_ok else USER_ERROR
 
 
-def follow(what: RunConfig | RunFolder, report: DatasetReport | None = None) -> int:
+def _train_beside(options: argparse.Namespace, processes: Processes) -> int:
+    """Another process, which says nothing and stops when the first one does."""
+    from studio.core.data.check import check_project
+    from studio.core.model.load import load_bundle
+    from studio.core.train.job import run_inline
+
+    told = processes.tell()
+    if not told:
+        return USER_ERROR
+    resume, report = RunFolder(Path(told)) if told != NEW_RUN else None, None
+    if resume is None:
+        project, report = check_project(options.config)
+        config = replace(project.run, num_processes=processes.count)
+    else:
+        config = resume.config()
+    leave_signals_to_the_first((signal.SIGINT, signal.SIGTERM))
+    load = partial(load_bundle, config.model, processes)
+    run_inline(config, load, report=report, resume=resume, processes=processes)
+    return 0
+
+
+def follow(what: RunConfig | RunFolder, report: DatasetReport | None = None, processes: Processes | None = None) -> int:
     """Trains a new run, or goes on with one, and shows how it goes; Ctrl-C or SIGTERM stops it after its step. Returns
-    the exit code; `report` spares a second check.
+    the exit code; `report` spares a second check, `processes` train it together.
 
     Raises StudioError when nothing begins.
     """
     from studio.core.model.load import load_bundle
+    from studio.core.model.processes import ALONE
     from studio.core.train.hub import last_upload
     from studio.core.train.job import run_inline
 
@@ -265,8 +314,8 @@ def follow(what: RunConfig | RunFolder, report: DatasetReport | None = None) -> 
     should_stop = _interrupted(signals=(signal.SIGINT, signal.SIGTERM), may_be_killed=True)
     try:
         folder = run_inline(
-            config, partial(load_bundle, config.model), on_event=bar.show, should_stop=should_stop, report=report,
-            resume=resume,
+            config, partial(load_bundle, config.model, processes or ALONE), on_event=bar.show,
+            should_stop=should_stop, report=report, resume=resume, processes=processes or ALONE,
         )  # fmt: skip
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -322,7 +371,13 @@ def _ui(options: argparse.Namespace) -> int:
         raise StudioError(f"The app needs the package {error.name}.", 'Install it: pip install -e ".[ui]".') from error
     if options.project is not None:
         read_project(options.project)
-    launch(AppSettings(project=options.project), port=options.port, open_browser=not options.no_browser)
+    name, colon, password = (options.auth or ":").partition(":")
+    if options.auth is not None and not (name and colon and password):
+        raise StudioError("--auth is not a name and a password.", "Write NAME:PASSWORD.")
+    launch(
+        AppSettings(project=options.project), host=options.host, port=options.port,
+        auth=(name, password) if options.auth else None, open_browser=not options.no_browser,
+    )  # fmt: skip
     return 0
 
 
@@ -355,6 +410,13 @@ def _interrupted(
     for number in signals:
         signal.signal(number, ask_to_stop)
     return stop.is_set
+
+
+def leave_signals_to_the_first(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> Callable[[], bool]:
+    """What `_interrupted` is for another process than the first: it goes on until that one says stop."""
+    for number in signals:
+        signal.signal(number, lambda *_: None)
+    return lambda: False
 
 
 def _quiet_libraries() -> None:

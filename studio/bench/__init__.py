@@ -1,6 +1,6 @@
-"""Times and proofs on this machine: of the full-size transformer on a CUDA device (`speed`, `memory`, `fit`), of the
-check of a thousand clips (`check`), of a run that is killed 200 times (`kills`), of what a LoRA learns (`learn`), of
-the app under many watchers (`watchers`) and under restarts (`restarts`).
+"""Times and proofs on this machine: of the full-size transformer on a CUDA device (`speed`, `memory`, `fit`) and on
+several (`gpus`), of the check of a thousand clips (`check`), of a run that is killed 200 times (`kills`), of what a
+LoRA learns (`learn`), of the app under many watchers (`watchers`) and under restarts (`restarts`).
 
 The full-size transformer's weights are random: speed and memory hardly depend on their values.
 """
@@ -18,7 +18,7 @@ from studio.view.terminal import write
 FULL_SIZE = ("speed", "memory", "fit")
 REPORTED = ("kills", "watchers", "restarts")
 """Parts that tell what they have when they are asked to stop."""
-PARTS = ("check", "learn", *REPORTED, *FULL_SIZE)
+PARTS = ("check", "learn", "gpus", *REPORTED, *FULL_SIZE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +56,10 @@ def run_bench(
         from studio.bench.learn import bench_learn
 
         bench_learn(chosen.seeds, chosen.jobs)
+    if "gpus" in parts:
+        from studio.bench.gpus import bench_gpus
+
+        bench_gpus()
     if "watchers" in parts:
         from studio.bench.watchers import bench_watchers
 

@@ -262,3 +262,6 @@ class RunConfig:
     noise: NoiseConfig = NoiseConfig()
     sharing: SharingConfig = SharingConfig()
     seed: int = 42
+    num_processes: int = 1
+    """How many processes share a step: it has `train_batch_size` clips for each. Not changed when the run goes on with
+    fewer: what a step learns from stays the same."""

@@ -58,6 +58,10 @@ class OutOfMemory(StudioError):
         """The remedy as settings; empty where it is a sentence alone."""
 
 
+class ProcessLost(StudioError):
+    """One of several processes that work together has ended, and with it all of them."""
+
+
 class JobAlreadyRunning(StudioError):
     """A run is being trained already; a second one would fight for the device."""
 

@@ -278,12 +278,16 @@ def print_hint(run: RunFolder) -> None:
 class SampleBar:
     """Shows the events of a sample as they come."""
 
-    def __init__(self, label: str = "sampling") -> None:
+    def __init__(self, label: str = "sampling", *, is_silent: bool = False) -> None:
+        """A silent one is that of a process beside another that speaks."""
         self._label = label
+        self._is_silent = is_silent
         self._bar: tqdm | None = None
 
     def show(self, event: SampleEvent) -> None:
         """Moves the bar, or says where the video is."""
+        if self._is_silent:
+            return
         if isinstance(event, DenoiseStep):
             if self._bar is None:
                 self._bar = tqdm(total=event.num_steps, desc=self._label, unit="step")

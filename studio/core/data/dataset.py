@@ -43,11 +43,13 @@ class BatchSampler:
     """Batches of one bucket each; an epoch shows every pair 1 + `repeats` times, in a new order.
 
     The batch of a step follows from the seed and the step alone, so that a resumed run goes on exactly. What does
-    not fill a batch makes a smaller one: no pair is left out.
+    not fill a batch makes a smaller one: no pair is left out. With `num_processes` a batch has `train_batch_size`
+    clips for each of them.
     """
 
-    def __init__(self, pairs: Sequence[Pair], data: DataConfig, seed: int) -> None:
-        self.batch_size = data.train_batch_size
+    def __init__(self, pairs: Sequence[Pair], data: DataConfig, seed: int, num_processes: int = 1) -> None:
+        self.batch_size = data.train_batch_size * num_processes
+        self.num_processes = num_processes
         self.seed = seed
         self._by_bucket: dict[Bucket, list[Pair]] = {}
         for pair in pairs:
@@ -62,11 +64,12 @@ class BatchSampler:
 
     @property
     def batches(self) -> Mapping[tuple[Bucket, int], int]:
-        """How many batches an epoch has of each bucket and number of clips."""
+        """How many batches an epoch has of each bucket and number of clips, as one process sees them."""
         counts: Counter[tuple[Bucket, int]] = Counter()
         for bucket, pairs in self._by_bucket.items():
             full, rest = divmod(len(pairs), self.batch_size)
-            counts.update({(bucket, self.batch_size): full, (bucket, rest): 1 if rest else 0})
+            for clips, number in ((self.batch_size, full), (rest, 1 if rest else 0)):
+                counts[bucket, -(-clips // self.num_processes)] += number
         return {of: number for of, number in counts.items() if number}
 
     def batch_for_step(self, step: int) -> tuple[TrainingItem, ...]:

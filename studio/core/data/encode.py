@@ -57,17 +57,21 @@ class PairEncoder:
         self._default_cache = default_cache
         self._hashes: Mapping[Path, str] = {}
 
-    def fill(self, pairs: Sequence[Pair]) -> Iterator[tuple[int, int]]:
-        """Encodes everything of `pairs` that is not in the caches; yields (done, total) after each piece."""
+    def fill(self, pairs: Sequence[Pair], *, rank: int = 0, count: int = 1) -> Iterator[tuple[int, int]]:
+        """Encodes everything of `pairs` that is not in the caches; yields (done, total) after each piece.
+
+        Of `count` processes that do this together the one of this `rank` takes every `count`-th piece, and yields when
+        each has had one.
+        """
         self._hashes = {path: file_hash(path) for pair in pairs for path in _files(pair)}
         captions = list(dict.fromkeys(caption for pair in pairs for caption in pair.captions))
         total = len(pairs) + len(captions)
-        for done, pair in enumerate(pairs, start=1):
-            self.pair(pair)
-            yield done, total
-        for done, caption in enumerate(captions, start=len(pairs) + 1):
-            self.text(caption)
-            yield done, total
+        for first in range(0, total, count):
+            if (own := first + rank) < len(pairs):
+                self.pair(pairs[own])
+            elif own < total:
+                self.text(captions[own - len(pairs)])
+            yield min(first + count, total), total
 
     def pair(self, pair: Pair) -> EncodedPair:
         """The latents of a ready pair. A pair without a start frame is conditioned on the clip's first frame.

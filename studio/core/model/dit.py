@@ -16,6 +16,7 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from studio.core.errors import DeviceError
 from studio.core.geometry import Grid
 from studio.core.model.attention import (
     AttentionChoice,
@@ -32,6 +33,7 @@ from studio.core.model.dit_block import (
     TimestepEmbedder,
 )
 from studio.core.model.rope import rotary_table
+from studio.core.model.ulysses import Ulysses
 
 PUBLISHED_BSA = {"sparsity": 0.9375, "chunk_3d_shape_q": [4, 4, 4], "chunk_3d_shape_k": [4, 4, 4]}
 """`bsa_params` of the published `dit/config.json`."""
@@ -88,6 +90,7 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.gradient_checkpointing = False
         self.keep_attention = False
         """Gradient checkpointing keeps what attention gave too, which is the dearest to compute twice."""
+        self.ulysses: Ulysses | None = None
 
     @property
     def _blocks(self) -> list[DitBlock]:
@@ -97,6 +100,23 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """Every self-attention runs `choice` from now on."""
         for block in self._blocks:
             block.attn.choice = choice
+
+    def set_ulysses(self, ulysses: Ulysses | None) -> None:
+        """Every forward is a call of several processes from now on, each with its part of the work and all with the
+        whole result; None: of this one alone. Without gradients.
+
+        Raises:
+            DeviceError: the heads do not divide by the processes.
+        """
+        heads = self.config["num_heads"]
+        if ulysses is not None and heads % ulysses.count:
+            fitting = [str(count) for count in range(2, heads + 1) if heads % count == 0]
+            raise DeviceError(
+                f"The {heads} attention heads do not divide by {ulysses.count} GPUs.", f"Use {', '.join(fitting)} GPUs."
+            )
+        self.ulysses = ulysses
+        for block in self._blocks:
+            block.attn.ulysses = ulysses
 
     def set_pointwise(self, ops: ModuleType) -> None:
         """Every block does its work around attention with `ops` from now on (`choose_pointwise`)."""
@@ -156,15 +176,23 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if height % self.patch[1] or width % self.patch[2]:
             raise ValueError(f"latents of {height}x{width} do not divide into patches of {self.patch[1:]}")
         grid = Grid(frames, height // self.patch[1], width // self.patch[2])
-        dtype = self.x_embedder.proj.weight.dtype
+        dtype, ulysses = self.x_embedder.proj.weight.dtype, self.ulysses
+        if ulysses is not None:
+            hidden_states = ulysses.of_first(hidden_states)
+            encoder_hidden_states = None if encoder_hidden_states is None else ulysses.of_first(encoder_hidden_states)
         x = self.x_embedder(hidden_states.to(dtype))
         # Rounding the timestep to the model dtype is published behaviour.
         timestep_BT = timestep.to(dtype).view(batch, -1).expand(batch, frames)
         embedding = self.t_embedder(timestep_BT)
         text, mask = self._embed_text(encoder_hidden_states, encoder_attention_mask, dtype)
         cached_tokens = kv_cache[0][0].shape[2] if kv_cache is not None else 0
-        grid_k = Grid(frames + cached_tokens // (grid.h * grid.w), grid.h, grid.w)
-        rotary = rotary_table(grid_k, self._blocks[0].attn.head_width, x.device)
+        tokens_per_frame = grid.h * grid.w if ulysses is None else ulysses.share(grid.h * grid.w)
+        grid_k = Grid(frames + cached_tokens // tokens_per_frame, grid.h, grid.w)
+        cos, sin = rotary_table(grid_k, self._blocks[0].attn.head_width, x.device)
+        if ulysses is not None:
+            x = ulysses.split(x, grid.t)
+            cos, sin = (ulysses.split(table.unsqueeze(0), grid_k.t).squeeze(0) for table in (cos, sin))
+        rotary = (cos, sin)
 
         fresh: list[KeyValue] = []
         for index, block in enumerate(self._blocks):
@@ -178,7 +206,8 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 x, key_value = block(*inputs)
             if key_value is not None:
                 fresh.append(key_value)
-        velocity = self._unpatchify(self.final_layer(x, embedding), grid)
+        patches = self.final_layer(x, embedding)
+        velocity = self._unpatchify(patches if ulysses is None else ulysses.joined(patches, grid), grid)
         return (velocity, fresh) if return_kv else velocity
 
     def _embed_text(

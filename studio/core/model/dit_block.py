@@ -16,6 +16,7 @@ from studio.core.model import pointwise
 from studio.core.model.attention import DENSE, AttentionChoice, AttentionRecorder, attend, attend_densely
 from studio.core.model.pointwise import EPS, Rotary
 from studio.core.model.rope import rotate
+from studio.core.model.ulysses import Ulysses
 
 KeyValue = tuple[torch.Tensor, torch.Tensor]
 """Keys (after their norm, before rotation) and values, each [B, N, S, D]."""
@@ -84,6 +85,8 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(self.head_width)
         self.choice: AttentionChoice = DENSE
         self.recorder: AttentionRecorder | None = None
+        self.ulysses: Ulysses | None = None
+        """Where a video is spread over several processes: the tokens are the own ones of each frame."""
 
     def forward(
         self,
@@ -108,17 +111,34 @@ class SelfAttention(nn.Module):
         if cache is not None:
             cos, sin = (table[: cache[0].shape[2]] for table in rotary)
             before = (rotate(cache[0], cos, sin), cache[1])
-        tokens_per_frame = grid.h * grid.w
+        tokens_per_frame = x_BSE.shape[1] // grid.t
         num_cond = num_cond_latents * tokens_per_frame
         q, k, v, *held = ops.self_heads(qkv, self.q_norm.weight, self.k_norm.weight, rotary, num_cond, before)
         grid_k = Grid(k.shape[2] // tokens_per_frame, grid.h, grid.w)
         grid_noise = Grid(grid.t - num_cond_latents, grid.h, grid.w)
-        out = attend(q, k, v, grid_q=grid_noise, grid_k=grid_k, choice=self.choice, recorder=self.recorder)
+        out = self._attend(q, k, v, grid_noise, grid_k, self.recorder)
         if num_cond:
             grid_cond = Grid(num_cond_latents, grid.h, grid.w)
-            of_held = attend(*held, grid_q=grid_cond, grid_k=grid_cond, choice=self.choice)
+            q_held, k_held, v_held = held
+            of_held = self._attend(q_held, k_held, v_held, grid_cond, grid_cond)
             out = torch.cat((of_held.transpose(1, 2), out.transpose(1, 2)), dim=1).transpose(1, 2)
         return self.proj(out.transpose(1, 2).flatten(2)), fresh
+
+    def _attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        grid_q: Grid,
+        grid_k: Grid,
+        recorder: AttentionRecorder | None = None,
+    ) -> torch.Tensor:
+        """`attend`, on one process or on several."""
+        if self.ulysses is None:
+            return attend(q, k, v, grid_q=grid_q, grid_k=grid_k, choice=self.choice, recorder=recorder)
+        q, k, v = (self.ulysses.to_heads(x, grid) for x, grid in ((q, grid_q), (k, grid_k), (v, grid_k)))
+        out = attend(q, k, v, grid_q=grid_q, grid_k=grid_k, choice=self.choice, recorder=recorder)
+        return self.ulysses.to_tokens(out, grid_q)
 
 
 class CrossAttention(nn.Module):
@@ -200,7 +220,7 @@ class DitBlock(nn.Module):
         update, fresh = self.attn(normed, rotary, grid, num_cond_latents, cache, return_kv, ops)
         x = ops.add_gated(x_BSE, update, gate_msa)
         if text_BLE is not None:
-            num_cond = num_cond_latents * grid.h * grid.w
+            num_cond = num_cond_latents * (x.shape[1] // grid.t)
             normed = ops.layer_norm(x[:, num_cond:], self.pre_crs_attn_norm.weight, self.pre_crs_attn_norm.bias)
             x = ops.add_after(x, self.cross_attn(normed, text_BLE, mask_BL, ops), num_cond)
         return ops.add_gated(x, self.ffn(ops.modulate(x, shift_mlp, scale_mlp), ops), gate_mlp), fresh

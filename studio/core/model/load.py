@@ -29,6 +29,8 @@ from studio.core.model.loading_room import room_for_weights
 from studio.core.model.memory import free_bytes, is_out_of_memory, memory_errors
 from studio.core.model.placement import place
 from studio.core.model.pointwise import choose_pointwise
+from studio.core.model.processes import ALONE, Processes
+from studio.core.model.sharding import shard
 from studio.core.model.text import PromptEncoder
 from studio.core.remedy import Change
 
@@ -70,6 +72,8 @@ class ModelBundle:
     dtype: torch.dtype
     notices: tuple[str, ...] = ()
     """What differs from what the configuration asked for, in sentences for whoever looks on."""
+    processes: Processes = ALONE
+    """Those that run it together."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Whoever runs the model holds it: a training step, or a whole sample."""
     kept: dict[str, Any] = field(default_factory=dict)
@@ -88,8 +92,9 @@ def attention_of_video(
     return choice.resolve(Grid(grid.t - 1, grid.h, grid.w), grid)
 
 
-def load_bundle(config: ModelConfig) -> ModelBundle:
-    """The checkpoint of `config`, in evaluation mode, without gradients.
+def load_bundle(config: ModelConfig, processes: Processes = ALONE) -> ModelBundle:
+    """The checkpoint of `config`, in evaluation mode, without gradients; on each of `processes`, the transformer whole
+    or as they are set to hold it.
 
     Weights go from disk to main memory, and from there to the device part by part: it never holds more than it keeps.
 
@@ -107,10 +112,12 @@ def load_bundle(config: ModelConfig) -> ModelBundle:
         return room_for_weights(read_shapes(folder / "dit"), config, device, free_bytes(device), dtype.itemsize)
 
     with memory_errors("The device ran out of memory while the model was loaded.", remedy):
-        return _load(config, folder, device, dtype)
+        return _load(config, folder, device, dtype, processes)
 
 
-def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+def _load(
+    config: ModelConfig, folder: Path, device: torch.device, dtype: torch.dtype, processes: Processes
+) -> ModelBundle:
     dit: LongCatVideoTransformer3DModel = _load_checked(LongCatVideoTransformer3DModel, folder / "dit", dtype)
     vae: AutoencoderKLWan = _load_checked(AutoencoderKLWan, folder / "vae", dtype)
     encoder = _load_text_encoder(folder / "text_encoder", dtype, dit.config["caption_channels"])
@@ -124,7 +131,10 @@ def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.
     dit.set_pointwise(ops)
     for module in (dit, vae, encoder):
         module.requires_grad_(False).eval()
-    _, notices = place(dit, config, device)
+    if processes.is_sharded:
+        notices = shard(dit, config, device, processes.count)
+    else:
+        _, notices = place(dit, config, device)
     if refusal is not None:
         notices += (f"The fused kernels do not run, so every step takes longer: {refusal}.",)
     nn.Module.to(vae, device)
@@ -147,6 +157,7 @@ def _load(config: ModelConfig, folder: Path, device: torch.device, dtype: torch.
         device=device,
         dtype=dtype,
         notices=notices,
+        processes=processes,
     )
 
 

@@ -97,12 +97,14 @@ def sample(
 
 
 def render(
-    request: SampleRequest, bundle: ModelBundle, out: Path, *, should_stop: Callable[[], bool] = lambda: False
+    request: SampleRequest, bundle: ModelBundle, out: Path | None, *, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[SampleEvent]:
-    """Renders `request` with the model as it stands, its LoRAs and refinement left aside, as `sample` does."""
+    """Renders `request` with the model as it stands, its LoRAs and refinement left aside, as `sample` does; writes
+    nothing where there is no `out`.
+    """
     started = time.perf_counter()
     rendered = yield from _base_pass(replace(request, refinement="none"), bundle, should_stop, None)
-    if rendered is not None:
+    if rendered is not None and out is not None:
         yield from write_rendered(request, bundle, rendered, out, time.perf_counter() - started)
 
 
@@ -307,7 +309,9 @@ def _base_pass(
             texts = bundle.prompt_encoder.encode([prompt]), bundle.prompt_encoder.encode([request.negative_prompt])
             num_held = 0 if held is None else held.shape[2]
             attention = attention or attention_used(bundle, size, num_held)
-            is_batched = settings.guidance_scale <= 1 or has_room_for_both(bundle, size, max(1, num_held))
+            is_batched = settings.guidance_scale <= 1 or bundle.processes.agree(
+                has_room_for_both(bundle, size, max(1, num_held))
+            )
             are_batched = are_batched and is_batched
             yield SamplePhase(name="denoise", segment=number, num_segments=request.num_segments)
             latents = yield from loop.run(

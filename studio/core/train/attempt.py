@@ -11,9 +11,11 @@ from studio.core.config import RunConfig
 from studio.core.events import CheckpointSaved, HeldOutLoss, RunContinued, RunPaused, SampleSaved, TrainEvent
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import release
+from studio.core.model.processes import ALONE, Processes
 from studio.core.runlog import RunFolder
 from studio.core.train.heldout import HeldOut
 from studio.core.train.learner import Learner
+from studio.core.train.outcome import save_outcome
 from studio.core.train.requests import Request, is_asked, withdraw
 from studio.core.train.validate import render_samples
 from studio.core.types import Pair
@@ -24,7 +26,7 @@ PAUSE_SECONDS = 0.1
 
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """A run from where it begins or goes on to where it ends."""
+    """A run from where it begins or goes on to where it ends; one of several processes writes."""
 
     config: RunConfig
     folder: RunFolder
@@ -41,6 +43,7 @@ class Attempt:
     step: int
     saved: int
     """The step of the newest checkpoint; as `step` at the start, where there is nothing to save."""
+    processes: Processes = ALONE
     sampled: int = -1
     measured: int = -1
 
@@ -60,13 +63,13 @@ class Attempt:
     def obey(self) -> Iterator[TrainEvent]:
         """Does what was asked for since the last step; waits while the run is to be paused."""
         yield from self._serve()
-        if not is_asked(self.folder, Request.PAUSE) or self.should_stop():
+        if not self._is_asked(Request.PAUSE) or self.should_stop():
             return
         yield from self.save()
         with self.bundle.lock:
             release()
         yield RunPaused(step=self.step)
-        while is_asked(self.folder, Request.PAUSE) and not self.should_stop():
+        while self._is_asked(Request.PAUSE) and not self.should_stop():
             time.sleep(PAUSE_SECONDS)
             yield from self._serve()
         yield RunContinued(step=self.step)
@@ -75,10 +78,18 @@ class Attempt:
         """A checkpoint, unless there is one of this step."""
         if self.saved == self.step:
             return
+        self.saved = self.step
+        if not self.processes.is_main:
+            return
         with self.bundle.lock:
             path = self.learner.save(self.folder.path / "checkpoints", self.step)
-        self.saved = self.step
         yield CheckpointSaved(step=self.step, path=path.relative_to(self.folder.path).as_posix())
+
+    def leave(self) -> str:
+        """Writes the LoRA as it stands; returns its path in the run folder."""
+        if not self.processes.is_main:
+            return ""
+        return save_outcome(self.config, self.folder, self.bundle, self.learner, self.step)
 
     def sample(self, pairs: Sequence[Pair]) -> Iterator[SampleSaved]:
         """The samples, unless they were rendered after this step."""
@@ -87,7 +98,7 @@ class Attempt:
         self.sampled = self.step
         yield from render_samples(
             pairs, self.step, self.config, self.folder, self.bundle,
-            weights=self.learner.averaged, should_stop=self.should_stop,
+            weights=self.learner.averaged, should_stop=self.should_stop, processes=self.processes,
         )  # fmt: skip
 
     def measure(self) -> Iterator[HeldOutLoss]:
@@ -101,12 +112,19 @@ class Attempt:
 
     def _serve(self) -> Iterator[TrainEvent]:
         # A request is there until it is done: whoever watches can tell.
-        if is_asked(self.folder, Request.SAVE):
+        if self._is_asked(Request.SAVE):
             yield from self.save()
-            withdraw(self.folder, Request.SAVE)
-        if is_asked(self.folder, Request.SAMPLE):
+            self._withdraw(Request.SAVE)
+        if self._is_asked(Request.SAMPLE):
             yield from self.sample(self.samples or self.on_demand)
-            withdraw(self.folder, Request.SAMPLE)
+            self._withdraw(Request.SAMPLE)
+
+    def _is_asked(self, request: Request) -> bool:
+        return self.processes.agree(is_asked(self.folder, request))
+
+    def _withdraw(self, request: Request) -> None:
+        if self.processes.is_main:
+            withdraw(self.folder, request)
 
 
 def is_due(step: int, interval: int) -> bool:

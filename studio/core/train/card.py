@@ -130,13 +130,13 @@ def _sample_section(sample: _Sample) -> Iterator[str]:
 
 def _training_rows(config: RunConfig, snapshot: RunSnapshot) -> Iterator[tuple[str, str]]:
     clips = [dataset for dataset in config.data.datasets if dataset.kind == "video" and not dataset.is_eval]
-    optim = config.optim
+    optim, batch = config.optim, config.data.train_batch_size * config.num_processes
     yield "clips", str(snapshot.num_pairs)
     yield "datasets", ", ".join(_code(dataset.id) for dataset in clips)
     yield "size", ", ".join(dict.fromkeys(f"{d.resolution:g} ({d.resolution_type})" for d in clips))
     yield "frames, at most", ", ".join(dict.fromkeys(str(d.num_frames) for d in clips))
     yield "steps", f"{snapshot.step} of {snapshot.num_steps}"
-    yield "clips of a step", str(config.data.train_batch_size * optim.gradient_accumulation_steps)
+    yield "clips of a step", str(batch * optim.gradient_accumulation_steps)
     yield "rank", str(config.lora.rank)
     yield "alpha", f"{config.lora.resolved_alpha:g}"
     yield "learning rate", f"{optim.learning_rate:g}, {optim.lr_scheduler}"

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 from studio.core.config import RunConfig
 from studio.core.data.check import check_dataset
@@ -15,6 +16,7 @@ from studio.core.events import RunFailed, RunResumed, RunStarted, TrainEvent
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import read_lora_shape
 from studio.core.model.memory import memory_errors
+from studio.core.model.processes import ALONE, Processes
 from studio.core.runlog import RunFolder
 from studio.core.train.checkpoint import remove_leftovers
 from studio.core.train.failure import failure_of
@@ -135,26 +137,57 @@ def run_inline(
     should_stop: Callable[[], bool] = lambda: False,
     report: DatasetReport | None = None,
     resume: RunFolder | None = None,
+    processes: Processes = ALONE,
 ) -> RunFolder:
     """Trains here and now, for the command line and notebooks; `on_event` sees each event after it is written.
 
     A failure while training is the run's last event, not an exception: ask the folder for its `state()`. A resumed
-    run may be given its own configuration, `resume.config()`.
+    run may be given its own configuration, `resume.config()`. Of several `processes` all call this, and the first one
+    writes; for the others a failure is an exception.
 
     Raises:
         AdapterError, ConfigError, DatasetError, JobAlreadyRunning: as `TrainJob.start`.
+        ProcessLost: another process has ended.
     """
-    lock = TrainingLock(config)
+    lock = TrainingLock(config, is_main=processes.is_main)
     try:
         checked = _checked(config, report)
+        if not processes.is_main:
+            config, folder = _begun(config, resume), RunFolder(Path(processes.tell()))
+            _follow(config, folder, load, checked, resume=resume is not None, processes=processes)
+            return folder
         config, folder = _open_run(config, resume)
         lock.tell(folder)
-        _drive(config, folder, load, checked, should_stop=should_stop, on_event=on_event, resume=resume is not None)
+        processes.tell(str(folder.path))
+        _drive(
+            config, folder, load, checked,
+            should_stop=should_stop, on_event=on_event, resume=resume is not None, processes=processes,
+        )  # fmt: skip
     finally:
         lock.release()
     if config.sharing.push_to_hub:
         upload_finished(folder)
     return folder
+
+
+def _follow(
+    config: RunConfig, folder: RunFolder, load: Loader, report: DatasetReport, *, resume: bool, processes: Processes
+) -> None:
+    """Runs the loop beside the process that writes. Raises StudioError."""
+    step = 0
+    try:
+        with (
+            memory_errors("The device ran out of memory.", lambda: _LESS_MEMORY),
+            closing(train(config, folder, load(), report, resume=resume, processes=processes)) as events,
+        ):
+            for event in events:
+                step = getattr(event, "step", step)
+    except Exception as error:
+        if isinstance(explained := processes.explained(error), StudioError):
+            raise explained from error
+        logger.exception("process=%d failed after step=%d", processes.rank, step)
+        failed = failure_of(error, step, folder)
+        raise StudioError(failed.message, failed.remedy) from error
 
 
 def _drive(
@@ -166,29 +199,45 @@ def _drive(
     should_stop: Callable[[], bool],
     on_event: Callable[[TrainEvent], None],
     resume: bool,
+    processes: Processes = ALONE,
 ) -> None:
     """Runs the loop and writes its events; whatever goes wrong becomes the last of them."""
     step = 0
-    with folder.locked(), listening(config, folder) as report_to_trackers:
+
+    def tell_lost(error: StudioError) -> None:
+        _tell_failure(folder, failure_of(error, step, folder))
+
+    with folder.locked(), listening(config, folder) as report_to_trackers, processes.telling(tell_lost):
         try:
             if resume:
                 folder.append(RunResumed())
             remove_leftovers(folder.path / "checkpoints")
             with (
                 memory_errors("The device ran out of memory.", lambda: _LESS_MEMORY),
-                closing(train(config, folder, load(), report, should_stop=should_stop, resume=resume)) as events,
+                closing(
+                    train(
+                        config,
+                        folder,
+                        load(),
+                        report,
+                        should_stop=should_stop,
+                        resume=resume,
+                        processes=processes,
+                    )
+                ) as events,
             ):
                 for event in events:
                     step = event.from_step if isinstance(event, RunStarted) else getattr(event, "step", step)
                     folder.append(event)
                     report_to_trackers(event)
                     on_event(event)
-        except Exception as error:  # noqa: BLE001 the one boundary: a thread has nobody to raise to
+        except Exception as raised:  # noqa: BLE001 the one boundary: a thread has nobody to raise to
+            error = processes.explained(raised)
             failed = failure_of(error, step, folder)
             if isinstance(error, StudioError):
                 logger.warning("run=%s failed after step=%d: %s", folder.name, step, error.message)
             else:
-                logger.exception("run=%s failed after step=%d", folder.name, step)
+                logger.error("run=%s failed after step=%d", folder.name, step, exc_info=raised)
             _tell_failure(folder, failed)
             on_event(failed)
 
@@ -204,9 +253,7 @@ def _tell_failure(folder: RunFolder, failed: RunFailed) -> None:
 def _open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, RunFolder]:
     """The folder of a new run, or that of `resume`; a LoRA to begin with gives rank and alpha. Raises AdapterError."""
     require_trackers(config)
-    if config.lora.init_from is not None:
-        begun = read_lora_shape(config.lora.init_from) if resume is None else resume.config().lora
-        config = replace(config, lora=replace(config.lora, rank=begun.rank, alpha=begun.alpha))
+    config = _begun(config, resume)
     if resume is None:
         try:
             return config, RunFolder.create(config.output_dir, config)
@@ -217,6 +264,14 @@ def _open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, R
             ) from error
     forget(resume)
     return config, resume
+
+
+def _begun(config: RunConfig, resume: RunFolder | None) -> RunConfig:
+    """With rank and alpha of the LoRA that the run begins, or began, from. Raises AdapterError."""
+    if config.lora.init_from is None:
+        return config
+    begun = read_lora_shape(config.lora.init_from) if resume is None else resume.config().lora
+    return replace(config, lora=replace(config.lora, rank=begun.rank, alpha=begun.alpha))
 
 
 def _checked(config: RunConfig, report: DatasetReport | None) -> DatasetReport:

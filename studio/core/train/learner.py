@@ -25,9 +25,11 @@ from studio.core.events import StepDone
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import TRAINING, adapter_names, add_lora, lora_state, read_lora, remove_lora, restore_lora
 from studio.core.model.memory import NOTHING_HELPS, VAE_BYTES, free_bytes, memory_errors, swap_for
+from studio.core.model.processes import ALONE, Processes
 from studio.core.model.vae import encode_video, frames_to_video
 from studio.core.remedy import Change
 from studio.core.train.checkpoint import Checkpoint, save_checkpoint
+from studio.core.train.distributed import Share, averaging, shares_of, sums_up
 from studio.core.train.schedule import is_constant, learning_rate
 from studio.core.train.step import Batch, clip_losses, collate, draw_noise
 from studio.core.types import Pair
@@ -45,17 +47,28 @@ _LENGTH = ("optim.max_train_steps", "optim.num_train_epochs")
 class Learner:
     """A fresh adapter on the bundle's transformer, and AdamW over nothing else.
 
-    Whoever calls a method holds `bundle.lock`; `close` leaves the transformer as it was.
+    Whoever calls a method holds `bundle.lock`; `close` leaves the transformer as it was. Of several processes each
+    has one, and `learn` is a call of all.
 
     Raises:
         JobAlreadyRunning: an adapter is in training on this transformer already.
     """
 
-    def __init__(self, config: RunConfig, bundle: ModelBundle, encoder: PairEncoder, num_steps: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        bundle: ModelBundle,
+        encoder: PairEncoder,
+        num_steps: int,
+        processes: Processes = ALONE,
+    ) -> None:
         self._config = config
         self._bundle = bundle
         self._encoder = encoder
         self._num_steps = num_steps
+        self._processes = processes
+        self._model: Any = None
+        """The transformer, or what averages its gradients; from the first step on."""
         self._rate = learning_rate(config.optim, num_steps)
         self.peak_bytes: int | None = None
         """The most memory that a step took; None on a CPU."""
@@ -76,19 +89,20 @@ class Learner:
 
     def close(self) -> None:
         """Takes the adapter off."""
+        self._model = None
         detach(self._bundle)
 
     def load(self, step: int, batches: Sequence[Sequence[TrainingItem]]) -> list[Batch]:
-        """The tensors of a step's batches; `bundle.lock` is not held, for what is missing in the cache is encoded.
+        """The tensors of what this process computes of a step's batches; `bundle.lock` is not held, for what is missing
+        in the cache is encoded.
 
         Raises:
             MediaError: a file cannot be read any more.
         """
-        position, loaded = 0, []
-        for items in batches:
-            captions = [self._caption(item, step, position + index) for index, item in enumerate(items)]
-            loaded.append(load_batch(self._bundle, self._encoder, [item.pair for item in items], captions))
-            position += len(items)
+        loaded = []
+        for share in self._shares(batches):
+            captions = [self._caption(i, step, at) for i, at in zip(share.items, share.positions, strict=True)]
+            loaded.append(load_batch(self._bundle, self._encoder, [item.pair for item in share.items], captions))
         return loaded
 
     def learn(self, step: int, batches: Sequence[Sequence[TrainingItem]], loaded: Sequence[Batch]) -> StepDone:
@@ -96,30 +110,42 @@ class Learner:
 
         Raises:
             StudioError: the loss or the gradient is not finite; nothing was changed.
+            ProcessLost: another process has ended.
         """
         started = time.perf_counter()
         is_cuda = self._bundle.device.type == "cuda"
         if is_cuda:
             torch.cuda.reset_peak_memory_stats(self._bundle.device)
-        seed, dit = self._config.seed, self._bundle.dit
+        seed, dit, processes = self._config.seed, self._bundle.dit, self._processes
+        self._model = self._model or averaging(dit, processes)
         rate = self._rate(step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         pairs = [item.pair for items in batches for item in items]
-        losses: list[torch.Tensor] = []
+        losses = torch.zeros(len(pairs), device=self._bundle.device)
+        shares = self._shares(batches)
+        dropout = (seed, "dropout", step) if processes.is_main else (seed, "dropout", step, processes.rank)
         dit.train()
         try:
             with torch.random.fork_rng(devices=[self._bundle.device] if is_cuda else []):
-                torch.manual_seed(seeded(seed, "dropout", step).initial_seed())
-                for batch in loaded:
-                    generators = [seeded(seed, "noise", step, len(losses) + i) for i in range(len(batch.latents))]
-                    of_clips = clip_losses(dit, batch, *self._noise(batch, generators))
-                    (of_clips.sum() / len(pairs)).backward()
-                    losses.extend(of_clips.detach())
+                torch.manual_seed(seeded(*dropout).initial_seed())
+                for number, (share, batch) in enumerate(zip(shares, loaded, strict=True), start=1):
+                    generators = [seeded(seed, "noise", step, position) for position in share.positions]
+                    # What the processes sum up is divided by their number.
+                    weight = processes.count if share.counts else 0
+                    with sums_up(self._model, is_last=number == len(shares)):
+                        of_clips = clip_losses(self._model, batch, *self._noise(batch, generators))
+                        (weight * of_clips.sum() / len(pairs)).backward()
+                    if share.counts:
+                        losses[list(share.positions)] = of_clips.detach()
+        except RuntimeError as error:
+            if (explained := processes.explained(error)) is error:
+                raise
+            raise explained from error
         finally:
             dit.eval()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._config.optim.max_grad_norm or math.inf)
-        values, norm = torch.stack(losses).tolist(), grad_norm.item()
+        values, norm = processes.sum(losses).tolist(), grad_norm.item()
         if not (math.isfinite(norm) and all(map(math.isfinite, values))):
             self._optimizer.zero_grad()
             raise _diverged(step, pairs, values)
@@ -200,6 +226,9 @@ class Learner:
             )
         restore_lora(dit, own | given)
         self._begin_average(0)
+
+    def _shares(self, batches: Sequence[Sequence[TrainingItem]]) -> tuple[Share, ...]:
+        return shares_of(batches, self._processes, self._config.data.train_batch_size)
 
     def _begin_average(self, step: int) -> None:
         """The average stands where the weights stand now, after so many steps."""

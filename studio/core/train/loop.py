@@ -26,13 +26,15 @@ from studio.core.events import (
 from studio.core.model.attention import AttentionUsed
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import memory_errors
+from studio.core.model.processes import ALONE, Processes
+from studio.core.model.sharding import is_sharded
 from studio.core.runlog import RunFolder
 from studio.core.train.attempt import Attempt
 from studio.core.train.checkpoint import newest_checkpoint
+from studio.core.train.distributed import notices_of, require_one_run
 from studio.core.train.fit import Fit, largest_first, measure_fit, remedy_for_step
 from studio.core.train.heldout import HeldOut, held_out_pairs
 from studio.core.train.learner import Learner, make_encoders
-from studio.core.train.outcome import save_outcome
 from studio.core.train.requests import Request, is_asked
 from studio.core.types import Bucket, DatasetReport, Pair
 
@@ -47,6 +49,7 @@ def train(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     resume: bool = False,
+    processes: Processes = ALONE,
 ) -> Generator[TrainEvent, None, None]:
     """Trains a LoRA on the ready pairs of `report` and says what happens, as it happens; nothing is written to the
     log of the run, that is up to whoever listens.
@@ -56,8 +59,13 @@ def train(
     closed, the bundle is as it was. `resume` goes on from the folder's newest whole checkpoint, or from the start when
     there is none.
 
+    Of several `processes` all run this side by side, with the same events; the first one alone writes the folder, and
+    what it is asked for counts.
+
     Raises:
+        ConfigError: the processes were not given the same.
         DatasetError: no pair is ready.
+        ProcessLost: another process has ended.
         OutOfMemory: the device has too little memory; says the cheapest change that fits.
         StudioError: the loss is not finite, a file cannot be read any more, or the settings do not fit the checkpoint.
         OSError: the folder cannot be written.
@@ -69,13 +77,14 @@ def train(
         raise DatasetError("No clip is ready to train on.", "Check the dataset, and mend what it lists.")
 
     def stopping() -> bool:
-        return should_stop() or is_asked(folder, Request.STOP)
+        return processes.agree(should_stop() or is_asked(folder, Request.STOP))
 
-    sampler = BatchSampler(pairs, config.data, config.seed)
+    sampler = BatchSampler(pairs, config.data, config.seed, config.num_processes)
     num_steps = count_steps(config, sampler)
     used = attention_of_run(bundle.attention_of, pairs)
     checkpoint, passed_over = newest_checkpoint(folder.path / "checkpoints") if resume else (None, ())
     step = checkpoint.step if checkpoint else 0
+    require_one_run(config, pairs, step, processes)
     samples, held_out = validation_pairs(report, config), held_out_pairs(report, config)
     yield RunStarted(
         num_steps=num_steps,
@@ -86,12 +95,13 @@ def train(
         attention_reason=used.reason,
         attention_sparsity=used.sparsity,
         attention_block=used.block,
-        notices=(*bundle.notices, *passed_over, *_notices(config)),
+        notices=(*bundle.notices, *passed_over, *_notices(config), *notices_of(config, processes)),
         from_step=step,
         num_held_out=len(held_out),
     )
     encoder = PairEncoder(config.data, make_encoders(bundle), config.output_dir / "cache")
-    for done, total in encoder.fill(tuple(dict.fromkeys((*pairs, *held_out)))):
+    to_encode = tuple(dict.fromkeys((*pairs, *held_out)))
+    for done, total in encoder.fill(to_encode, rank=processes.rank, count=processes.count):
         yield CacheProgress(done=done, total=total)
         if stopping():
             yield RunStopped(step=step, lora="")
@@ -108,7 +118,7 @@ def train(
     fit: Fit | None = None
     seconds: list[float] = []
     with bundle.lock, memory("before the first step"):
-        learner = Learner(config, bundle, encoder, num_steps)
+        learner = Learner(config, bundle, encoder, num_steps, processes)
     try:
         if is_measured(bundle):
             measuring = measure_fit(config, bundle, learner.parameters, sampler.batches)
@@ -133,7 +143,7 @@ def train(
             samples=samples, on_demand=tuple(pair for pair in pairs if pair.start_frame)[:1],
             held_out=HeldOut(held_out, config, bundle, encoder),
             memory=lambda: memory("while the held-out loss was measured", batch_size=1),
-            should_stop=stopping, step=step, saved=step,
+            should_stop=stopping, step=step, saved=step, processes=processes,
         )  # fmt: skip
         if step == 0:
             yield from attempt.measure()
@@ -145,7 +155,7 @@ def train(
             batches = batches_for_step(sampler, step, config.optim.gradient_accumulation_steps)
             loaded = learner.load(step, batches)
             first = batches[0][0].pair.bucket or largest
-            with bundle.lock, memory(f"in step {step}", first, len(batches[0])):
+            with bundle.lock, memory(f"in step {step}", first, len(loaded[0].latents)):
                 done = learner.learn(step, batches, loaded)
             attempt.step = step
             seconds.append(done.seconds)
@@ -153,10 +163,10 @@ def train(
             yield from attempt.after_step()
         yield from attempt.save()
         if step < num_steps:
-            lora = save_outcome(config, folder, bundle, learner, step)
+            lora = attempt.leave()
             yield RunStopped(step=step, lora=lora, peak_bytes=learner.peak_bytes, seconds_per_step=_median(seconds))
             return
-        lora = save_outcome(config, folder, bundle, learner, step)
+        lora = attempt.leave()
         yield from attempt.measure()
         yield from attempt.sample(samples)
         yield RunFinished(
@@ -185,7 +195,7 @@ def batches_for_step(sampler: BatchSampler, step: int, num_batches: int) -> tupl
 
 def _notices(config: RunConfig) -> Iterator[str]:
     """What the settings amount to, where it is not plain to see."""
-    optim, size = config.optim, config.data.train_batch_size
+    optim, size = config.optim, config.data.train_batch_size * config.num_processes
     if optim.gradient_accumulation_steps > 1:
         number = optim.gradient_accumulation_steps
         yield f"A step learns from {number} batches of up to {size}: an effective batch of {number * size} clips."
@@ -214,8 +224,8 @@ def attention_of_run(attention_of: Callable[[int, int, int], AttentionUsed], pai
 
 
 def is_measured(bundle: ModelBundle) -> bool:
-    """True where a run is measured before its first step: on a GPU, whose memory is known."""
-    return bundle.device.type == "cuda"
+    """True where a run is measured before its first step: on a GPU, whose memory is known, and that holds the model."""
+    return bundle.device.type == "cuda" and not is_sharded(bundle.dit)
 
 
 def _next_measured(measuring: Generator[tuple[int, int], None, Fit]) -> FitProgress | Fit:

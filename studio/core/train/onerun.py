@@ -37,11 +37,13 @@ class TrainingLock:
         JobAlreadyRunning: another run holds it; says which, since when and in which process.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, *, is_main: bool = True) -> None:
+        """Of several processes the first one, `is_main`, holds the output folder, and each its GPU."""
         self._held: list[tuple[FileLock, Path]] = []
         output, gpu = config.output_dir, _gpu(config.model.device)
         try:
-            self._take(output / LOCK_FILE, f"in {output.name}")
+            if is_main:
+                self._take(output / LOCK_FILE, f"in {output.name}")
             if gpu is not None:
                 self._take(_machine_folder() / f"{gpu}.lock", "on this GPU")
         except OSError as error:
@@ -111,7 +113,8 @@ def _gpu(device: str) -> str | None:
     """A name of the GPU that no setting changes; None on a CPU."""
     if device == "cpu" or not torch.cuda.is_available():
         return None
-    index = torch.device("cuda" if device == "auto" else device).index or 0
+    index = torch.device("cuda" if device == "auto" else device).index
+    index = torch.cuda.current_device() if index is None else index
     return str(torch.cuda.get_device_properties(index).uuid) if index < torch.cuda.device_count() else None
 
 

@@ -153,7 +153,7 @@ def preflight(
     issues: list[Issue] = []
     pairs = training_pairs(report, config)
     held_out, sampled = held_out_pairs(report, config), validation_pairs(report, config)
-    sampler = BatchSampler(pairs, config.data, config.seed)
+    sampler = BatchSampler(pairs, config.data, config.seed, config.num_processes)
     num_steps = count_steps(config, sampler) if pairs else config.optim.max_train_steps or 0
     shapes = shapes_of(config.model.source, issues)
     device, dtype = _device(config, issues)

@@ -15,9 +15,10 @@ from studio.core.config import RunConfig
 from studio.core.data.decode import read_image, resize_frames
 from studio.core.data.digest import cache_key
 from studio.core.errors import DatasetError, MediaError
-from studio.core.events import SampleDone, SampleSaved
+from studio.core.events import SampleDone, SamplePhase, SampleSaved
 from studio.core.model.load import ModelBundle
 from studio.core.model.lora import lora_applied
+from studio.core.model.processes import ALONE, Processes
 from studio.core.runlog import RunFolder
 from studio.core.sample.figures import FROZEN_BELOW, drift, motion, psnr
 from studio.core.sample.sampler import SampleRequest, render
@@ -33,11 +34,13 @@ def render_samples(
     *,
     weights: Callable[[], AbstractContextManager[None]],
     should_stop: Callable[[], bool],
+    processes: Processes = ALONE,
 ) -> Iterator[SampleSaved]:
     """Renders each pair's start frame with its first caption into `samples/step-000100-<name>.mp4`, under the weights
     that the adapter has inside `weights()`. Without the adapter it is rendered once a run, to compare with.
 
-    `bundle.lock` is held for one video at a time. A stop leaves out what is not finished.
+    `bundle.lock` is held for one video at a time. A stop leaves out what is not finished. Of several processes, which
+    may hold the model in parts, all render and the first one writes.
 
     Raises:
         MediaError: a start frame cannot be read any more, or the video cannot be written.
@@ -48,15 +51,17 @@ def render_samples(
         assert request.start_frame is not None
         base = samples / f"base-{_file_name(pair)}-{_key(request)}.mp4"
         out = samples / f"step-{step:06d}-{_file_name(pair)}.mp4"
-        if not base.exists():
+        if not processes.agree(base.exists()):
             with bundle.lock, lora_applied(bundle.dit, None):
-                is_done = _render(request, bundle, base, should_stop)
+                is_done = _render(request, bundle, base if processes.is_main else None, should_stop)
             if not is_done:
                 return
         with bundle.lock, weights():
-            is_done = _render(request, bundle, out, should_stop)
+            is_done = _render(request, bundle, out if processes.is_main else None, should_stop)
         if not is_done:
             return
+        if not processes.is_main:
+            continue
         frames = _read(out)
         start_frame = resize_frames(request.start_frame, *frames.shape[1:3])
         moved = motion(frames)
@@ -72,9 +77,12 @@ def render_samples(
         )
 
 
-def _render(request: SampleRequest, bundle: ModelBundle, out: Path, should_stop: Callable[[], bool]) -> bool:
-    """True when the video was written."""
-    return any(isinstance(event, SampleDone) for event in list(render(request, bundle, out, should_stop=should_stop)))
+def _render(request: SampleRequest, bundle: ModelBundle, out: Path | None, should_stop: Callable[[], bool]) -> bool:
+    """True when the video was rendered, and written where `out` names a file."""
+    last = None
+    for last in render(request, bundle, out, should_stop=should_stop):  # noqa: B007 the last event tells
+        pass
+    return isinstance(last, SampleDone) or (out is None and isinstance(last, SamplePhase) and last.name == "decode")
 
 
 def _read(video: Path) -> np.ndarray:
