@@ -61,18 +61,18 @@ def build_app(
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
         chips: dict[str, Any] = {"fn": lambda: markup.header(w, _chips(shop, w), links), "outputs": header, **quiet}
-        sample_room.select(sample.refresh, None, sample.lora, **quiet)
+        for look in sample.open:
+            sample_room.select(**look)
         restored = app.load(dataset.reload, None, dataset.outputs, **quiet)
         restored.then(**chips)
-        sample.rendered.then(**chips)
+        restored.then(**sample.watch)
+        sample.rendered(**chips)
         changed = dataset.path.change(train.plan, dataset.path, train.plan_outputs, **quiet)
         changed.then(**chips).then(**train.watch)
         dataset.train.click(lambda: gr.Tabs(selected="train"), None, tabs, **quiet).then(
             train.plan, dataset.path, train.plan_outputs, **quiet
         )
-        train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet).then(
-            sample.take_newest, None, sample.lora, **quiet
-        )
+        train.to_sample.click(lambda: gr.Tabs(selected="sample"), None, tabs, **quiet).then(**sample.take_newest)
         restored.then(train.plan, dataset.path, train.plan_outputs, **quiet)
         restored.then(**train.watch)
         train.clips.click(lambda: gr.Tabs(selected="dataset"), None, tabs, **quiet)

@@ -15,15 +15,16 @@ from studio.view.words import Words
 def failure(error: StudioError, w: Words) -> str:
     """What went wrong, and what to do, in one line."""
     remedy = f"<span class='remedy' {core_text(w)}>{escape(error.remedy)}</span>" if error.remedy else ""
-    return _alert(f"<span {core_text(w)}>{escape(error.message)}</span> {remedy}")
+    return alert(f"<span {core_text(w)}>{escape(error.message)}</span> {remedy}")
 
 
 def unexpected(error: Exception, w: Words) -> str:
     """One line for what nobody foresaw; the traceback is for the log."""
-    return _alert(f"<span>{escape(w('error.unexpected', what=type(error).__name__))}</span>")
+    return alert(f"<span>{escape(w('error.unexpected', what=type(error).__name__))}</span>")
 
 
-def _alert(html: str) -> str:
+def alert(html: str) -> str:
+    """What stops something, in HTML."""
     icon = f"<span class='icon' aria-hidden='true'>{ICONS['unreadable']}</span>"
     return f"<p class='failure' role='alert'>{icon}{html}</p>"
 
@@ -44,7 +45,9 @@ def empty_state(title: str, lines: Iterable[str] = (), foot: str = "") -> str:
     )
 
 
-def header(w: Words, chips: Iterable[tuple[str, str]], languages: Iterable[tuple[str, str, str, bool]]) -> str:
+def header(
+    w: Words, chips: Iterable[tuple[str, str]], languages: Iterable[tuple[str, str, str, bool]], tagline: str = ""
+) -> str:
     """Name, chips, languages (code, name, address, is this one) and the switch for light and dark."""
     shown = "".join(f"<li><span>{escape(name)}</span> <b>{escape(value)}</b></li>" for name, value in chips)
     links = "".join(
@@ -57,7 +60,7 @@ def header(w: Words, chips: Iterable[tuple[str, str]], languages: Iterable[tuple
     theme = escape(w("theme"))
     return (
         f"<header class='studio-header'><div class='brand'><h1>{escape(w('app.name'))}</h1>"
-        f"<p>{escape(w('app.tagline'))}</p></div><ul class='chips'>{shown}</ul>"
+        f"<p>{escape(tagline or w('app.tagline'))}</p></div><ul class='chips'>{shown}</ul>"
         f"<div class='tools'>{nav}<button type='button' class='theme-switch' title='{theme}' aria-label='{theme}'>"
         "<span aria-hidden='true'>◐</span></button></div></header>"
     )

@@ -23,6 +23,7 @@ from studio.core.model.load import ModelBundle, load_bundle
 from studio.core.model.memory import release
 from studio.core.runlog import RunFolder, RunSnapshot, is_of_data, list_runs
 from studio.core.runwatch import RunReader
+from studio.core.sample.desk import SampleDesk
 from studio.core.settings_text import SettingsText
 from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
 from studio.core.train.checkpoint_files import newest_whole
@@ -105,6 +106,8 @@ class Workshop:
     _resumable: dict[tuple[Path, float | None], int] = field(default_factory=dict)
     """Steps of the newest whole checkpoints, by run and time of its last event."""
     _verifying: threading.Lock = field(default_factory=threading.Lock)
+    _desks: dict[Path, SampleDesk] = field(default_factory=dict)
+    _opening: threading.Lock = field(default_factory=threading.Lock)
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
 
@@ -164,6 +167,15 @@ class Workshop:
                 release()
                 self._bundles[model] = load_bundle(model)
             return self._bundles[model]
+
+    def desk(self) -> SampleDesk:
+        """The desk of the folder of runs that is in use; what waits there is being rendered from now on."""
+        gallery = self.output_dir.absolute() / "samples"
+        with self._opening:
+            if gallery not in self._desks:
+                self._desks[gallery] = SampleDesk(gallery, lambda model: self.bundle(model or self.model))
+                self._desks[gallery].start()
+            return self._desks[gallery]
 
     def current_run(self) -> RunFolder | None:
         """The run of this process while it lives, else that of another process, else the newest on disk."""

@@ -7,17 +7,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from studio.core.config import LoraSettings, ModelConfig
 from studio.core.errors import JobAlreadyRunning
 from studio.core.events import FitPredicted, RunStarted
 from studio.core.runlog import RunFolder
-from studio.core.sample.sampler import SampleRequest
 from studio.ui import live_markup, markup
 from studio.ui.clip_pictures import preview
 from studio.ui.plan_panel import run_config, with_rank
-from studio.ui.sample_tab import _render
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
@@ -40,22 +37,6 @@ def make_workshop(tmp_path):
         return Workshop(AppSettings(**{"model": TINY, "output_dir": tmp_path / "runs", **settings}))
 
     return make
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), ValueError("<b>cannot</b>")])
-def test_whatever_ends_a_render_the_buttons_come_back(make_workshop, monkeypatch, error):
-    workshop = make_workshop()
-
-    def fail(_):
-        raise error
-
-    monkeypatch.setattr(Workshop, "bundle", lambda _self, model: fail(model))
-    request = SampleRequest(prompt="it hops", start_frame=PICTURE)
-    updates = list(_render(workshop, lambda: request, lambda: False, words("en")))
-    assert type(error).__name__ in updates[-2][0]
-    assert "<b>cannot" not in updates[-2][0]
-    *_, start, cancel = updates[-1]
-    assert (start["visible"], cancel["visible"]) == (True, False)
 
 
 @pytest.mark.parametrize(("alpha", "kept"), [(16.0, 16.0), (8.0, 4.0), (None, None)])

@@ -93,18 +93,24 @@ def test_from_a_dataset_through_a_run_to_a_video(visit):
     assert "step 8 of 8" in page.inner_text("#run-status")
 
     page.click("#to-sample")
-    page.click("#from-demo")
+    page.wait_for_selector("#lora-choice input")
+    page.wait_for_function("/^\\d{8}-/.test(document.querySelector('#lora-choice input').value)")
+    page.click("#sample-pair input")
+    page.click("#sample-pair [role=option] >> nth=0")
     page.wait_for_function("document.querySelector('#prompt textarea').value.includes('hops')")
+    page.click("#sample-compare input")
+    page.click("#sample-compare [role=option] >> nth=1")
     page.click("text=More settings")
     for field, value in {"steps": "2", "frames": "9", "height": "64", "width": "64"}.items():
         page.fill(f"#sample-{field} input", value)
+    page.wait_for_selector("#sample-plan :text('2 videos of one seed')")
     page.click("#render")
-    page.wait_for_selector("#sample-status .results", timeout=PATIENCE)
-    for player in ("#without", "#with"):
-        page.wait_for_function(
-            f"(v => v && v.readyState >= 2 && v.duration > 0)(document.querySelector('{player} video'))"
-        )
-    assert "dense attention: " in page.inner_text("#sample-status")
+    page.wait_for_selector("#stage .results", timeout=PATIENCE)
+    wait_until(page, lambda: page.locator(".entry.is-done").count() == 2)
+    for video in ("#player video", "#judge video >> nth=0", "#judge video >> nth=1"):
+        playing = page.wait_for_selector(video, state="attached").evaluate_handle("v => v")
+        page.wait_for_function("v => v.readyState >= 2 && v.duration > 0", arg=playing, timeout=PATIENCE)
+    assert "dense attention" in page.inner_text("#stage")
 
 
 def test_a_run_is_paused_looked_at_taken_up_and_stopped_from_any_tab(visit, make_project):

@@ -20,6 +20,7 @@ from studio.core.model.lora import LoraFile, adapter_names
 from studio.core.sample import desk as desks
 from studio.core.sample.compare import strength_variants
 from studio.core.sample.desk import SampleDesk, compared
+from studio.core.sample.gallery import list_videos
 from studio.core.sample.queue import EntryState
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.video import read_settings
@@ -98,7 +99,7 @@ def test_what_waits_is_rendered_and_seen_on_its_way(make_desk):
     assert (done.state, done.video) == (EntryState.DONE, "sample-0001")
     assert done.ended > 0
     assert desk.snapshot().underway is None
-    assert desk.preview() is None
+    until(lambda: desk.preview() is None)
     assert sorted(p.name for p in desk.gallery.iterdir()) == ["queue", "sample-0001.mp4", "sample-0001.request.json"]
 
 
@@ -194,7 +195,7 @@ def test_a_killed_desk_is_taken_up_where_it_was(make_desk):
     until(lambda: not desk.snapshot().is_busy)
     assert states(desk) == [("one", "cancelled"), ("two", "done")]
     assert desk.queue.entries()[1].id == short.id
-    assert [file.name for file in desk.gallery.glob("*.mp4") if file.stat().st_size] == ["sample-0001.mp4"]
+    assert [video.name for video in list_videos(desk.gallery)] == [desk.queue.entries()[1].video]
 
 
 def test_done_ones_do_not_pile_up(make_desk, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import time
 import weakref
 from dataclasses import replace
 
@@ -25,7 +26,8 @@ from studio.core.sample.room import has_room_for_both, needed_bytes, room_for_de
 from studio.core.sample.sampler import SampleRequest, sample
 from studio.core.train.job import run_inline
 from studio.core.types import Bucket
-from studio.ui.sample_tab import _render
+from studio.ui.sample_queue import queue_list
+from studio.ui.sample_stage import stage
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
@@ -137,15 +139,20 @@ def test_a_decoder_without_memory_is_told_to_work_in_tiles(tiny_bundle, tmp_path
         list(sample(request, tiny_bundle, tmp_path / "one.mp4"))
 
 
-def test_the_app_shows_the_sentence_and_gives_the_buttons_back(tiny_bundle, tmp_path, monkeypatch):
+def test_the_app_shows_the_sentence_in_its_queue(tiny_bundle, tmp_path, monkeypatch):
     settings = AppSettings(model=ModelConfig(source="tiny", device="cpu"), output_dir=tmp_path)
     workshop = Workshop(settings)
     monkeypatch.setattr(Workshop, "bundle", lambda _self, _model: tiny_bundle)
     request = SampleRequest(prompt="it hops", start_frame=PICTURE, **SMALL)
+    desk, deadline = workshop.desk(), time.monotonic() + 60
     with failing(tiny_bundle.dit.blocks[0]):
-        updates = list(_render(workshop, lambda: request, lambda: False, words("es")))
-    assert "Render 5 frames or fewer." in updates[-2][0]
-    assert updates[-1][-2]["visible"] is True
+        desk.add([request])
+        while desk.snapshot().is_busy:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    desk.stop()
+    for shown in (stage(desk, desk.snapshot(), words("es")), queue_list(desk.snapshot(), words("es"))):
+        assert "Render 5 frames or fewer." in shown
 
 
 def test_a_model_that_does_not_load_for_want_of_memory_is_no_damaged_checkpoint(monkeypatch):
