@@ -1,14 +1,22 @@
 """What tests share: the tiny checkpoint, loaded once, and a small dataset of moving shapes."""
 
+import json
 import os
+import shutil
+from dataclasses import replace
 
 import imageio.v3 as iio
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from safetensors.torch import save_file
 
+from studio.core.assets import asset_path
 from studio.core.config import ModelConfig
 from studio.core.data.shapes import BASE_MOTIONS, EFFECT, draw_clips, random_scenes, to_uint8
 from studio.core.model.load import load_bundle
+from studio.core.model.lora_formats import to_published
+from studio.core.model.published_loras import DISTILLED_LORA, REFINEMENT_LORA
 
 # One thread a process: the files run side by side, and threads that outnumber the cores wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -35,6 +43,27 @@ def stay_at_ordinary_priority():
 def tiny_bundle():
     """The tiny checkpoint on the CPU; whoever puts an adapter on takes it off again."""
     return load_bundle(ModelConfig(source="tiny", device="cpu"))
+
+
+@pytest.fixture(scope="session")
+def published_checkpoint(tiny_bundle, tmp_path_factory):
+    """The tiny checkpoint from a folder that has the published shift and both published LoRAs, crafted, in their own
+    layout. The weights are those of `tiny_bundle` themselves.
+    """
+    folder = tmp_path_factory.mktemp("published") / "checkpoint"
+    shutil.copytree(asset_path("tiny"), folder)
+    (folder / "lora").mkdir()
+    for number, name in enumerate((DISTILLED_LORA, REFINEMENT_LORA)):
+        generator = torch.Generator().manual_seed(number)
+        state = {}
+        for layer, (rows, columns) in {"attn.qkv": (768, 256), "ffn.w2": (256, 768)}.items():
+            module = f"blocks.0.{layer}"
+            state[f"{module}.lora_A.weight"] = torch.randn(2, columns, generator=generator) / 16
+            state[f"{module}.lora_B.weight"] = torch.randn(rows, 2, generator=generator)
+        save_file(to_published(state), folder / name)
+    settings = folder / "scheduler" / "scheduler_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"shift": 12.0}))
+    return replace(tiny_bundle, source=str(folder), scheduler=FlowMatchEulerDiscreteScheduler(shift=12.0))
 
 
 @pytest.fixture(scope="session")

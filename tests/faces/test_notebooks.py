@@ -24,7 +24,8 @@ def code(notebook):
 
 
 def test_there_is_one_for_each_room():
-    assert [file.stem for file in NOTEBOOKS] == ["01_check_dataset", "02_train_lora", "03_sample_video"]
+    names = ["01_check_dataset", "02_train_lora", "03_sample_video", "04_attention"]
+    assert [file.stem for file in NOTEBOOKS] == names
 
 
 def test_a_notebook_is_short_stripped_and_free_of_functions(notebook):
@@ -45,9 +46,21 @@ def test_a_notebook_runs_on_a_cpu(notebook, tmp_path, monkeypatch):
     ).execute()
     errors = [o for cell in code(notebook) for o in cell.outputs if o.output_type == "error"]
     assert not errors
+    widgets = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
+    shown = [widget["state"] for widget in widgets]
+    kinds = [state["_model_name"] for state in shown]
+    if any("sample_panel(" in cell.source for cell in code(notebook)):
+        assert [state["value"] for state in shown if "Done." in str(state.get("value"))] == [
+            "Done. The videos are in runs/samples."
+        ] * 2
+        assert sorted(file.name for file in (tmp_path / "runs/samples").glob("*.mp4")) == [
+            "sample-0001.mp4", "sample-0002.mp4",
+        ]  # fmt: skip
+        assert kinds.count("VideoModel") == 2
+    if any("dial_panel(" in cell.source for cell in code(notebook)):
+        assert kinds.count("ImageModel") == 5
+        assert any("auto took" in str(state.get("value")) for state in shown)
     if any("train_panel(" in cell.source for cell in code(notebook)):
-        widgets = notebook.metadata["widgets"]["application/vnd.jupyter.widget-state+json"]["state"].values()
-        shown = [widget["state"] for widget in widgets]
         assert any("<b>Finished</b> step 4 of 4" in str(state.get("value")) for state in shown), "it kept up by itself"
         buttons = [state for state in shown if state["_model_name"] == "ButtonModel"]
         assert [state["description"] for state in buttons] == [

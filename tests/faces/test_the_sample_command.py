@@ -70,6 +70,24 @@ def test_a_strength_sweep_and_a_comparison_write_a_video_each(tmp_path, lora, ca
     assert "out-dense.mp4 exists already" in capsys.readouterr().err
 
 
+def test_without_and_with_the_lora(tmp_path, lora):
+    out = tmp_path / "hop.mp4"
+    assert main(["sample", "--prompt", "a", "--lora", lora, "--compare-lora", *SMALL, "--out", str(out)]) == 0
+    bare, lent = tmp_path / "hop-without-LoRA.mp4", tmp_path / "hop-with-LoRA.mp4"
+    assert [len(read_settings(path)["loras"]) for path in (bare, lent)] == [0, 1]
+    assert (read_video(bare)[0] != read_video(lent)[0]).any()
+
+
+def test_a_distilled_sample_is_refined_with_the_attention_that_was_asked_for(published_checkpoint, tmp_path):
+    arguments = ["sample", "--model", published_checkpoint.source, "--prompt", "a", "--schedule", "distilled"]
+    arguments += [*SMALL, "--refine", "space-time", "--attention", "dense", "--out", str(tmp_path / "out.mp4")]
+    assert main(arguments) == 0
+    settings = read_settings(tmp_path / "out.mp4")
+    assert (settings["schedule"], settings["guidance_scale"]) == ("distilled", 1)
+    assert (settings["refinement"], settings["refined_height"], settings["fps"]) == ("space and time", 64, 30)
+    assert settings["attention"] == "dense", "left to itself, a refinement is sparse"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -78,7 +96,13 @@ def test_a_strength_sweep_and_a_comparison_write_a_video_each(tmp_path, lora, ca
         (["--strengths", "1", "--compare-attention"], "do not go together"),
         (["--schedule", "distilled"], "has no lora/cfg_step_lora.safetensors"),
         (["--refine", "space"], "has no lora/refinement_lora.safetensors"),
+        (["--compare-lora"], "no LoRA"),
         (["--segments", "0"], "0 segments"),
+        (["--sparsity", "1"], "sparsity of 1 cannot be"),
+        (["--attention", "dense", "--sparsity", "0.5"], "Dense attention has no sparsity"),
+        (["--image", "missing.png"], "missing.png"),
+        (["--size", "32"], "size 32 cannot be read"),
+        (["--swap", "-1"], "--swap is -1"),
         (["--clip", "missing.mp4"], "missing.mp4"),
     ],
 )
@@ -88,3 +112,8 @@ def test_what_cannot_be_done_is_one_line(tmp_path, capsys, arguments, said):
     assert said in error
     assert "Traceback" not in error
     assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_a_name_that_is_no_mp4_is_refused_before_anything_is_rendered(tmp_path, capsys):
+    assert main(["sample", "--prompt", "a", *SMALL, "--out", str(tmp_path / "out.gif")]) == 1
+    assert capsys.readouterr().err.endswith("out.gif does not end with .mp4. Name it out.mp4.\n")

@@ -164,6 +164,22 @@ def test_several_loras_add_up_and_the_base_is_restored_bit_for_bit(tiny_bundle, 
     assert torch.equal(outputs(dit), bare)
 
 
+@pytest.mark.parametrize("layout", [to_diffusers, to_peft, to_comfyui, kohya, to_published])
+def test_a_lora_of_a_wider_model_is_refused_in_every_layout_with_its_first_three_mismatches(
+    tiny_bundle, tmp_path, layout
+):
+    wider = {layer: (rows, 2 * columns) for layer, (rows, columns) in LAYERS.items()}
+    file = tmp_path / "wider.safetensors"
+    save_file(layout(crafted(layers=wider)), file)
+    with pytest.raises(AdapterError) as caught, lora_applied(tiny_bundle.dit, file):
+        pass
+    message = caught.value.message
+    assert message.startswith("wider.safetensors is not a LoRA of this model: ")
+    assert message.count(f"lora_A.weight is [{RANK}, ") == message.count(f", expected [{RANK}, ") == 3
+    assert message.endswith(f", and {len(LAYERS) - 3} more.")
+    assert adapter_names(tiny_bundle.dit) == ()
+
+
 def test_a_published_lora_that_lacks_parts_is_refused_with_the_first_three(tiny_bundle, tmp_path):
     tensors = to_published(crafted())
     gone = [f"{PUBLISHED}blocks{HYPHEN}0{HYPHEN}attn{HYPHEN}qkv.lora_up.blocks.1.weight"]

@@ -115,6 +115,36 @@ def test_the_whole_loop_ends_where_the_published_one_does(name, num_steps, guida
     assert torch.equal(found[:, :, :1], held), "the first latent must stay bit for bit"
 
 
+@pytest.mark.parametrize("is_batched", [True, False])
+def test_a_continuation_ends_where_the_joint_forward_leads(is_batched):
+    """Clean latents cached once, and guided over the noisy frames alone: as if both were computed in every step."""
+    dit, num_held, scale = model(zero_pad=True), 2, 4.0
+    generator = torch.Generator().manual_seed(0)
+    noise, held = (torch.randn(1, 16, frames, 8, 12, generator=generator) for frames in (5, num_held))
+    texts = [
+        TextCondition(embeds=TENSORS[f"sample.{name}_embeds"], mask=TENSORS[f"sample.{name}_mask"])
+        for name in ("negative", "prompt")
+    ]
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=12.0)
+    *_, found = denoise(
+        dit, scheduler, noise=noise, held=held, prompt=texts[1], negative=texts[0], num_steps=8, guidance_scale=scale,
+        schedule="detailed", guides_over_held=False, is_batched=is_batched,
+    )  # fmt: skip
+    latents, sigmas = noise[:, :, num_held:], scheduler.sigmas
+    for sigma, lower in zip(sigmas[:-1], sigmas[1:], strict=True):
+        timestep = torch.full((1, 5), 1000 * sigma.item())
+        timestep[:, :num_held] = 0
+        joint = torch.cat((held, latents), dim=2)
+        negative, prompt = (
+            dit(joint, timestep, text.embeds, text.mask, num_cond_latents=num_held)[:, :, num_held:] for text in texts
+        )
+        best = (prompt * negative).sum() / (negative.square().sum() + 1e-8)
+        velocity = best * negative + scale * (prompt - best * negative)
+        latents = latents + (sigma - lower) * velocity
+    assert torch.equal(found[:, :, :num_held], held)
+    assert relative_error(found[:, :, num_held:], latents) < 1e-5
+
+
 def test_a_batch_is_guided_sample_by_sample():
     def run(rows):
         *_, latents = denoise(

@@ -1,6 +1,5 @@
 """Text-to-video, continuations, long videos, distilled and refined samples, on the tiny checkpoint."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +7,13 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
-from safetensors.torch import save_file
 
-from studio.core.assets import asset_path
 from studio.core.errors import AdapterError, CheckpointError, ConfigError, DeviceError
 from studio.core.events import DenoiseStep, SamplePhase, SampleStarted
 from studio.core.model.attention import AttentionChoice
 from studio.core.model.load import SampleDefaults
 from studio.core.model.lora import LoraFile, adapter_names
-from studio.core.model.lora_formats import to_published
-from studio.core.model.published_loras import DISTILLED_LORA, REFINEMENT_LORA
+from studio.core.model.published_loras import DISTILLED_LORA
 from studio.core.sample.request import SampleRequest, default_size, refined_size, resolve_settings
 from studio.core.sample.sampler import frames_of, sample
 from studio.core.sample.video import read_settings
@@ -39,21 +34,9 @@ def rendered(request, bundle, **options):
 
 
 @pytest.fixture
-def checkpoint(tiny_bundle, tmp_path):
-    """The tiny checkpoint in a folder that has the two published LoRAs, crafted, in their own layout."""
-    folder = tmp_path / "checkpoint"
-    shutil.copytree(asset_path("tiny"), folder)
-    (folder / "lora").mkdir()
-    for number, name in enumerate((DISTILLED_LORA, REFINEMENT_LORA)):
-        generator = torch.Generator().manual_seed(number)
-        state = {}
-        for layer, (rows, columns) in {"attn.qkv": (768, 256), "ffn.w2": (256, 768)}.items():
-            module = f"blocks.0.{layer}"
-            state[f"{module}.lora_A.weight"] = torch.randn(2, columns, generator=generator) / 16
-            state[f"{module}.lora_B.weight"] = torch.randn(rows, 2, generator=generator)
-        save_file(to_published(state), folder / name)
-    published_shift = FlowMatchEulerDiscreteScheduler(shift=12.0)
-    return replace(tiny_bundle, source=str(folder), scheduler=published_shift)
+def checkpoint(published_checkpoint):
+    """The tiny checkpoint with the two published LoRAs, crafted."""
+    return published_checkpoint
 
 
 def test_without_a_picture_it_is_text_to_video(tiny_bundle):
