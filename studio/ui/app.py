@@ -8,6 +8,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import fastapi
@@ -19,8 +20,9 @@ from studio.core.config import ModelConfig
 from studio.core.errors import ConfigError, StudioError
 from studio.core.model.load import ModelBundle, resolve_device
 from studio.ui import markup
+from studio.ui.api import add_api
 from studio.ui.dataset_tab import build_dataset_tab
-from studio.ui.guard import DocumentedOnly, OwnSiteOnly, PasswordOnly
+from studio.ui.guard import CheckedCalls, OwnSiteOnly, PasswordOnly
 from studio.ui.runs_tab import RunsTab, build_runs_tab
 from studio.ui.sample_tab import build_sample_tab
 from studio.ui.settings import AppSettings
@@ -43,6 +45,9 @@ def build_app(
     here = language or settings.language
     w = words(here)
     with gr.Blocks(title=w("app.name"), analytics_enabled=False, delete_cache=(3600, 86400)) as app:
+        if here == settings.language:
+            # First: an event of a page may not take a name of theirs.
+            add_api(shop)
         links = _language_links(settings, here) if workshop else []
         header = gr.HTML(markup.header(w, _chips(shop, w), links), elem_id="header")
         pulse = gr.HTML(elem_id="pulse")
@@ -102,7 +107,7 @@ def serve(
     os.environ.setdefault("GRADIO_TEMP_DIR", str(shop.folder / "gradio"))
     server = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     pages: dict[str, gr.Blocks] = {}
-    server.add_middleware(DocumentedOnly, pages=pages)
+    server.add_middleware(CheckedCalls, pages=pages)
     if auth is not None:
         server.add_middleware(PasswordOnly, name=auth[0], password=auth[1])
     # The one added last comes first.
@@ -124,6 +129,7 @@ def serve(
             run_history=False,
             ssr_mode=False,
             enable_monitoring=False,
+            mcp_server=path == "/" and find_spec("mcp") is not None,
         )
     return server
 

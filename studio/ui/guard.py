@@ -8,6 +8,7 @@ import re
 from base64 import b64decode
 from binascii import Error as BadBase64
 from collections.abc import Mapping
+from typing import Any
 
 import gradio as gr
 from starlette.responses import PlainTextResponse
@@ -91,40 +92,55 @@ class SmallRequestsOnly:
         await self.app(scope, counted, send)
 
 
-class DocumentedOnly:
-    """Programs may call the public events; all others are for the pages, whose requests say where they come from."""
+class CheckedCalls:
+    """Refuses calls that would make this machine fetch an address, and calls of events that the caller may not call.
 
-    def __init__(self, app: ASGIApp, pages: Mapping[str, gr.Blocks]) -> None:
+    Programs may call the public events; all others are for the pages, whose requests say where they come from.
+    """
+
+    def __init__(self, app: ASGIApp, pages: Mapping[str, gr.Blocks] | None = None) -> None:
         self.app = app
         self.pages = pages
-        """By the path that each is mounted under; filled before the first request."""
+        """By the path that each is mounted under, filled before the first request; None: all may call all events."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a call on, or answers 403, or 413 to one that is too long."""
         path = scope["path"].rstrip("/") if scope["type"] == "http" and scope["method"] == "POST" else ""
         prefix, mark, rest = path.partition("/gradio_api/")
         call = CALLS.fullmatch(mark + rest)
-        if call is None or (call["way"] in (None, "run", "api") and is_of_own_page(scope)):
+        if call is None:
             await self.app(scope, receive, send)
             return
         body = await _body(receive)
         if body is None:
             await _refuse("The call is too long.", 413)(scope, receive, send)
-        elif not self._is_public(prefix or "/", call["name"], body):
-            await _refuse("This is not part of the documented API.", 403)(scope, receive, send)
-        else:
-            await self.app(scope, _again(body, receive), send)
-
-    def _is_public(self, prefix: str, name: str | None, body: bytes) -> bool:
-        events = self.pages[prefix].fns if prefix in self.pages else {}
-        public = {event.api_name: number for number, event in events.items() if event.api_visibility == "public"}
+            return
         try:
             asked = json.loads(body)
+            is_fetching = _names_an_address(asked)
         except (ValueError, RecursionError):
-            return False
+            await _refuse("The call cannot be read.", 400)(scope, receive, send)
+            return
+        is_of_page = call["way"] in (None, "run", "api") and is_of_own_page(scope)
+        if is_fetching or not (self.pages is None or is_of_page or self._is_public(prefix or "/", call["name"], asked)):
+            await _refuse("This is not part of the documented API.", 403)(scope, receive, send)
+            return
+        await self.app(scope, _again(body, receive), send)
+
+    def _is_public(self, prefix: str, name: str | None, asked: Any) -> bool:
+        events = (self.pages or {})[prefix].fns if prefix in (self.pages or {}) else {}
+        public = {event.api_name: number for number, event in events.items() if event.api_visibility == "public"}
         # gradio runs the event of this number, whatever the address says.
         number = asked.get("fn_index") if isinstance(asked, dict) else None
         return number in public.values() if number is not None else name in public
+
+
+def _names_an_address(asked: Any) -> bool:
+    """True where gradio would take a part of a call for a file and fetch it from elsewhere."""
+    if isinstance(asked, dict):
+        path = asked.get("path")
+        return (isinstance(path, str) and "://" in path) or any(map(_names_an_address, asked.values()))
+    return isinstance(asked, list) and any(map(_names_an_address, asked))
 
 
 def is_of_own_page(scope: Scope) -> bool:

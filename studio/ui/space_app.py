@@ -30,7 +30,7 @@ from studio.core.model.lora import LoraFile
 from studio.core.sample.request import DISTILLED_STEPS, SampleRequest
 from studio.core.sample.sampler import sample
 from studio.ui import markup
-from studio.ui.guard import SmallRequestsOnly
+from studio.ui.guard import CheckedCalls, SmallRequestsOnly
 from studio.ui.settings import DEMO
 from studio.ui.space_render import MAX_SECONDS, Sampler, updates
 from studio.ui.theme import CSS, HEAD, studio_theme
@@ -92,7 +92,7 @@ def launch(*, port: int | None = None) -> None:
             share=False,
             quiet=True,
             theme=studio_theme(),
-            css_paths=CSS,
+            css_paths=[*CSS, Path(__file__).with_name("space.css")],
             head=HEAD,
             max_file_size=f"{offer.max_megabytes}mb",
             blocked_paths=[os.path.realpath(os.curdir)],
@@ -102,7 +102,12 @@ def launch(*, port: int | None = None) -> None:
             ssr_mode=False,
             enable_monitoring=False,
             mcp_server=False,
-            app_kwargs={"middleware": [Middleware(SmallRequestsOnly, most=(offer.max_megabytes + 1) * 2**20)]},
+            app_kwargs={
+                "middleware": [
+                    Middleware(SmallRequestsOnly, most=(offer.max_megabytes + 1) * 2**20),
+                    Middleware(CheckedCalls),
+                ]
+            },
         )
 
 
@@ -112,11 +117,9 @@ def build_space(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Pat
     with gr.Blocks(
         title=words(first)("app.name"), analytics_enabled=False, delete_cache=(SWEEP_SECONDS, KEPT_SECONDS)
     ) as app:
-        gr.Navbar(visible=False)
         _build_page(offer, bundle, sampler, folder, words(first))
     for language in others:
-        with app.route(LANGUAGES[language], language):
-            gr.Navbar(visible=False)
+        with app.route(LANGUAGES[language], language, show_in_navbar=False):
             _build_page(offer, bundle, sampler, folder, words(language))
     app.queue(max_size=MAX_WAITING, default_concurrency_limit=1, api_open=False)
     return app
@@ -145,13 +148,16 @@ def _spaces() -> Any:
 def _build_page(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Path, w: Words) -> None:
     is_tiny = offer.schedule is None
     defaults = bundle.defaults
-    gr.HTML(markup.header(w, _chips(offer, bundle, w), _language_links(w.language)), elem_id="header")
+    # The languages stand in the header.
+    gr.Navbar(visible=False, main_page_name=False)
+    links = _language_links(w.language)
+    gr.HTML(markup.header(w, _chips(offer, bundle, w), links, w("space.tagline")), elem_id="header")
     with gr.Row(elem_classes="head-row"):
         status = gr.HTML(markup.note(w("space.tiny") if is_tiny else w("space.published")), elem_id="sample-status")
         with gr.Column(scale=0, min_width=304):
             start = gr.Button(w("sample.render"), variant="primary", elem_id="render")
             cancel = gr.Button(w("sample.cancel"), variant="stop", visible=False, elem_id="cancel")
-    with gr.Row(elem_classes="main-row"):
+    with gr.Row(elem_classes="main-row space-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             frame = gr.Image(
                 label=w("sample.start_frame"), type="filepath", image_mode=None, height=240,
@@ -187,7 +193,7 @@ def _build_page(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Pat
                     "interactive": False, "visible": False, "loop": True, "autoplay": True, "buttons": ["download"],
                     "height": 400,
                 }  # fmt: skip
-                without = gr.Video(label=w("sample.without"), elem_id="without", **players)
+                without = gr.Video(label=w("space.video"), elem_id="without", **players)
                 with_lora = gr.Video(label=w("sample.with"), elem_id="with", **players)
             both = gr.Button(w("sample.play_both"), size="sm", visible=False)
 

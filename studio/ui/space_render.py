@@ -40,8 +40,9 @@ def updates(ask: Callable[[], SampleRequest], sampler: Sampler, folder: Path, w:
     busy = gr.update(visible=False), gr.update(visible=True, interactive=True)
     try:
         with tempfile.TemporaryDirectory(dir=folder) as own:
-            for view in render_views(ask(), sampler, Path(own), w):
-                yield *_show(view), *busy
+            request = ask()
+            for view in render_views(request, sampler, Path(own), w):
+                yield *_show(view, not request.loras, w), *busy
     except StudioError as error:
         yield markup.failure(error, w), *[gr.skip()] * 4, *busy
     except Exception as error:  # noqa: BLE001 the boundary of the page: nobody above would free its buttons
@@ -50,11 +51,12 @@ def updates(ask: Callable[[], SampleRequest], sampler: Sampler, folder: Path, w:
     yield *[gr.skip()] * 5, gr.update(visible=True), gr.update(visible=False)
 
 
-def _show(view: _View) -> tuple[Any, ...]:
+def _show(view: _View, is_alone: bool, w: Words) -> tuple[Any, ...]:
     is_pair = view.without is not None and view.with_lora is not None
+    label = w("space.video") if is_alone else w("sample.without")
     return (
         view.status,
-        gr.update(value=view.without, visible=view.without is not None),
+        gr.update(value=view.without, label=label, visible=view.without is not None),
         gr.update(value=view.with_lora, visible=view.with_lora is not None),
         gr.update(visible=is_pair),
         "" if view.without else gr.skip(),
@@ -67,7 +69,7 @@ def render_views(request: SampleRequest, sampler: Sampler, folder: Path, w: Word
     done: dict[str, SampleDone] = {}
     yield _View(markup.progress(w("space.begins"), 0))
     for number, (slot, loras) in enumerate(passes.items()):
-        label = w("sample.with" if slot == "with_lora" else "sample.without") if request.loras else w("tab.sample")
+        label = w("sample.with" if slot == "with_lora" else "sample.without") if request.loras else w("space.video")
         for event in sampler(replace(request, loras=loras), folder / f"{slot}.mp4"):
             files = {name: str(result.path) for name, result in done.items()}
             if isinstance(event, SampleDone):
@@ -94,11 +96,8 @@ def _results(done: dict[str, SampleDone], request: SampleRequest, w: Words) -> l
     last = list(done.values())[-1]
     seconds = w.number(sum(result.seconds for result in done.values()), 1)
     return [
-        w(
-            "sample.done", attention=w(f"chip.{last.attention}"), reason=last.attention_reason.rstrip("."),
-            seconds=seconds,
-        ),
+        w("space.done", seconds=seconds, attention=w(f"chip.{last.attention}")),
         w("space.done_frames", frames=request.num_frames),
         w("sample.done_steps", steps=request.num_inference_steps),
         w("sample.done_seed", seed=request.seed),
-    ]  # fmt: skip
+    ]

@@ -560,6 +560,9 @@ TEXTS = {
         "a CPU: it knows coloured shapes that move, swing, grow and shrink."
     ),
     "space.published": "A start frame, a sentence, and LongCat-Video goes on from there, in 16 steps.",
+    "space.tagline": "Set a start frame in motion.",
+    "space.video": "Video",
+    "space.done": "Rendered in {seconds} s, with {attention} attention",
     "space.examples": "Examples",
     "space.lora": "With a LoRA of your own",
     "space.lora_note": (

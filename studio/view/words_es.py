@@ -563,6 +563,9 @@ TEXTS = {
         "en una CPU: conoce figuras de colores que se mueven, se balancean, crecen y encogen."
     ),
     "space.published": "Una imagen inicial, una frase, y LongCat-Video continúa, en 16 pasos.",
+    "space.tagline": "Pon en movimiento una imagen inicial.",
+    "space.video": "Vídeo",
+    "space.done": "Generado en {seconds} s, con atención {attention}",
     "space.examples": "Ejemplos",
     "space.lora": "Con un LoRA tuyo",
     "space.lora_note": (

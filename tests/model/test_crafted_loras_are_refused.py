@@ -103,6 +103,24 @@ def test_it_is_refused_by_name_and_the_model_is_as_before(tiny_bundle, tmp_path,
     assert file.read_bytes() == content
 
 
+BEFORE_TENSORS = (
+    "pickle", "torch_zip", "header_of_2_to_62", "header_of_101_mb_claimed", "header_over_the_limit", "no_json",
+    "deep_json", "no_table", "many_tensors", "duplicate_key",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEFORE_TENSORS)
+def test_limits_are_looked_at_before_any_tensor(tiny_bundle, tmp_path, monkeypatch, name):
+    def fail(*_, **__):
+        raise AssertionError("a tensor was looked at")
+
+    monkeypatch.setattr(lora_file, "_read_tensor", fail)
+    monkeypatch.setattr(lora_file, "safe_open", fail)
+    (tmp_path / "lora.safetensors").write_bytes(CASES[name][0])
+    with pytest.raises(AdapterError, match=CASES[name][1]):
+        lora_file.load_lora(tiny_bundle.dit, tmp_path / "lora.safetensors")
+
+
 def test_a_folder_is_no_lora(tiny_bundle, tmp_path):
     (tmp_path / "folder.safetensors").mkdir()
     with pytest.raises(AdapterError, match="folder"), lora_applied(tiny_bundle.dit, tmp_path / "folder.safetensors"):
