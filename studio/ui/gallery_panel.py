@@ -67,8 +67,10 @@ element.addEventListener('click', (event) => {
   if (video) play(video, video.paused);
   else if (again) trigger('click', {again});
   else if (doom) trigger('click', {doom});
-  else if (open) trigger('click', {open: open.split(' ')});
-  else if (compare !== undefined) trigger('click', {open: ticked});
+  else if (open || compare !== undefined) {
+    trigger('click', {open: open ? open.split(' ') : ticked});
+    document.querySelector('#judge')?.scrollIntoView({block: 'start'});
+  }
 });
 ['mouseover', 'mouseout'].forEach((name) => element.addEventListener(name, (event) => {
   const button = event.target.closest('.shelf-picture');
@@ -194,19 +196,23 @@ def _card(video: GalleryVideo, group: Sequence[str], workshop: Workshop, address
     told = " · ".join(filter(None, [*_size(video, w), *_short_figures(video, w)]))
     loras = lora_text(tuple((path.name, strength) for path, strength in video.loras), w)
     together = w("gallery.group_one") if len(group) == 2 else w("gallery.group", n=len(group) - 1)
-    opened = f"<button type='button' data-open='{escape(' '.join(group))}'>{escape(together)}</button>" if group else ""
+    opened = (
+        f"<button type='button' class='shelf-open' data-open='{escape(' '.join(group))}'>{escape(together)}</button>"
+        if group
+        else ""
+    )
     return (
-        f"<article class='shelf-card' role='listitem' data-video='{name}'>"
+        f"<article class='shelf-card' role='listitem' data-card='{name}'>"
         f"<button type='button' class='shelf-picture' aria-label='{escape(w('gallery.play', name=video.name))}'>"
         f"<video data-address='{escape(address)}' {poster} preload='metadata' "
         "muted loop playsinline tabindex='-1'></video></button>"
-        f"<p class='shelf-name'><b>{name}</b>{label}</p>"
+        f"<p class='shelf-name'><b>{name}</b>{label}<label class='shelf-tick'><input type='checkbox' "
+        f"data-tick='{name}' data-most='{MOST_TICKED}' aria-label='{escape(w('gallery.tick_name', name=video.name))}'>"
+        f"{escape(w('gallery.tick'))}</label></p>"
         f"<p class='shelf-prompt'>{escape(str(settings.get('prompt', '')))}</p>"
         f"<p class='note'>{escape(loras)}</p><p class='note'>{escape(told)}</p>"
         f"<details class='folded'><summary>{escape(w('gallery.settings'))}</summary>{_all(video, w)}</details>"
-        f"<div class='shelf-actions'><label class='shelf-tick'><input type='checkbox' data-tick='{name}' "
-        f"data-most='{MOST_TICKED}' aria-label='{escape(w('gallery.tick_name', name=video.name))}'>"
-        f"{escape(w('gallery.tick'))}</label>{opened}"
+        f"{opened}<div class='shelf-actions'>"
         f"<button type='button' data-again='{name}'>{escape(w('gallery.again'))}</button>"
         f"<a href='{escape(address)}' download='{name}.mp4'>{escape(w('gallery.download'))}</a>"
         f"<button type='button' class='stop' data-doom='{name}'>{escape(w('gallery.delete'))}</button></div></article>"

@@ -25,9 +25,7 @@ from studio.view.words import Words
 START = """
 const start = () => {
   const judge = element.querySelector('.judge');
-  if (!judge) return;
-  startJudge(judge);
-  element.scrollIntoView({block: 'nearest'});
+  if (judge) startJudge(judge);
 };
 watch('value', start);
 start();
@@ -56,6 +54,7 @@ def build_judge_panel(workshop: Workshop, w: Words) -> JudgePanel:
         with gr.Row(visible=False, elem_classes="two-buttons") as keeping:
             sheet = gr.Button(w("judge.make_sheet"), size="sm", elem_id="judge-sheet")
             page = gr.Button(w("judge.make_page"), size="sm", elem_id="judge-page")
+            close = gr.Button(w("judge.close"), size="sm", elem_id="judge-close")
         said = gr.HTML(elem_id="judge-said")
         files = gr.File(
             label=w("judge.download"), file_count="multiple", interactive=False, visible=False, elem_id="judge-files"
@@ -104,6 +103,7 @@ def build_judge_panel(workshop: Workshop, w: Words) -> JudgePanel:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     names.change(open_, names, [message, players, differences, keeping, said, files], **quiet)
+    close.click(lambda: [], None, names, queue=False, **quiet)
     sheet.click(sheet_of, names, [said, files], **quiet)
     page.click(page_of, names, [said, files], **quiet)
     return JudgePanel(names=names)

@@ -44,8 +44,7 @@ const startJudge = (root) => {
     const {width, height} = over, edge = Math.round(width * wipe.value / 1000);
     brush.drawImage(right, 0, 0, width, height);
     if (edge) brush.drawImage(left, 0, 0, left.width * edge / width, left.height, 0, 0, edge, height);
-    brush.fillStyle = '#fff';
-    brush.fillRect(edge - 1, 0, 2, height);
+    find('.judge-edge').style.left = `${wipe.value / 10}%`;
   };
 
   const drawHeat = (left, right) => {
@@ -72,7 +71,7 @@ const startJudge = (root) => {
     shown = n;
     panes.forEach((pane) => pane.brush.drawImage(held(pane, n).brush.canvas, 0, 0));
     drawOver();
-    const text = say.at.replace('{n}', n + 1).replace('{count}', count).replace('{s}', (n / fps).toFixed(2));
+    const text = say.at.replace('{n}', n + 1).replace('{count}', count).replace('{s}', (n / fps).toFixed(2).replace('.', say.decimal));
     at.textContent = text;
     scrub.value = n;
     scrub.setAttribute('aria-valuetext', text);

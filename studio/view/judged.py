@@ -18,6 +18,10 @@ DIFFERENT_PICTURES = frozenset({"seed", "start_frame_sha256", "clip_sha256"})
 """Where these differ, the videos are not one and the same under another setting."""
 
 
+SPEEDING = frozenset({"attention", "num_inference_steps", "schedule", "refinement"})
+"""What a video takes longer or shorter for."""
+
+
 def title(video: GalleryVideo, w: Words) -> str:
     """The label in words."""
     return w(f"judge.label_{LABELS[video.label]}") if video.label in LABELS else video.label
@@ -47,7 +51,7 @@ def difference_facts(comparison: Comparison, index: int, w: Words) -> list[tuple
         return []
     facts = [] if found is None else _picture_facts(found, w)
     ours, theirs = _seconds(comparison.videos[index]), _seconds(first)
-    if ours and theirs:
+    if ours and theirs and any(row.key in SPEEDING for row in comparison.differences):
         facts.append((w("judge.fact_speed"), w("judge.times", times=w.number(theirs / ours, 2))))
     return facts
 
@@ -111,7 +115,9 @@ def lora_text(loras: tuple[tuple[str, float], ...], w: Words) -> str:
     """The LoRAs with their strengths."""
     if not loras:
         return w("judge.no_lora")
-    return " + ".join(w("judge.lora", name=name, strength=f"{strength:g}") for name, strength in loras)
+    return " + ".join(
+        w("judge.lora", name=name, strength=f"{strength:g}".replace(".", w("decimal"))) for name, strength in loras
+    )
 
 
 def _setting_text(key: str, value: Any, w: Words) -> str:

@@ -43,6 +43,7 @@ def judge_html(comparison: Comparison, sources: Sequence[str], w: Words) -> str:
     heat = json.dumps([[float(level) for level in color] for color in HEAT])
     say = {
         "at": w("judge.at", n="{n}", count="{count}", s="{s}"),
+        "decimal": w("decimal"),
         "play": w("judge.play"),
         "pause": w("judge.pause"),
         "titles": names,
@@ -58,7 +59,7 @@ def judge_html(comparison: Comparison, sources: Sequence[str], w: Words) -> str:
         f"data-say='{escape(json.dumps(say))}'>"
         f"{_tools(comparison, names, w)}<p class='judge-failed' role='alert' hidden>{_say('judge.failed', w)}</p>"
         f"{_over(comparison, w)}<div class='judge-panes'>{panes}</div>{_clock(count, w)}"
-        f"<p class='judge-hint'>{_say('judge.keys', w)}</p><div class='judge-facts'>{facts}</div></div>"
+        f"<p class='judge-hint judge-keys'>{_say('judge.keys', w)}</p><div class='judge-facts'>{facts}</div></div>"
     )
 
 
@@ -90,9 +91,10 @@ def _over(comparison: Comparison, w: Words) -> str:
     shape = comparison.shapes[0]
     colors = ", ".join(f"rgb({', '.join(f'{level:g}' for level in color)})" for color in HEAT)
     return (
-        "<div class='judge-over' hidden><p class='judge-tags'><span data-tag='first'></span>"
-        f"<span data-tag='second'></span></p><div class='judge-picture' style='{_ratio(shape)}'>"
-        f"<canvas data-over {_size(shape)} role='img' aria-label='{_say('judge.over', w)}'></canvas></div>"
+        f"<div class='judge-over' style='{_ratio(shape)}' hidden><p class='judge-tags'><span data-tag='first'></span>"
+        "<span data-tag='second'></span></p><div class='judge-picture'>"
+        f"<canvas data-over {_size(shape)} role='img' aria-label='{_say('judge.over', w)}'></canvas>"
+        "<i class='judge-edge' data-only='wipe'></i></div>"
         "<input type='range' data-wipe data-only='wipe' min='0' max='1000' value='500' "
         f"aria-label='{_say('judge.wipe', w)}'><p class='judge-legend' data-only='heat'>"
         f"<span>{_say('judge.heat_none', w)}</span><i style='background: linear-gradient(to right, {colors})'></i>"
@@ -102,7 +104,7 @@ def _over(comparison: Comparison, w: Words) -> str:
 
 def _pane(comparison: Comparison, index: int, name: str, source: str, w: Words) -> str:
     shape, own = comparison.shapes[index], own_settings(comparison, index, w)
-    said = f"<small>{escape(own)}</small>" if own and own != name else ""
+    said = f"<small>{escape(own)}</small>" if own and own.casefold() != name.casefold() else ""
     return (
         f"<figure><figcaption>{escape(name)}{said}</figcaption><div class='judge-picture' style='{_ratio(shape)}'>"
         f"<video data-src='{escape(source)}' data-rate='{shape.fps}' data-frames='{shape.num_frames}' {_size(shape)} "
