@@ -3,7 +3,7 @@
 No parameter is a path or an address: a start frame comes as text, a LoRA, a video and a run by their names.
 """
 
-from __future__ import annotations
+# Without annotations from the future: gradio reads the types of the events.
 
 import asyncio
 import math

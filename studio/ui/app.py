@@ -33,6 +33,8 @@ from studio.view.terminal import write
 from studio.view.words import LANGUAGES, Language, Words, words
 
 MAX_UPLOAD = "200mb"
+LAST_SECONDS = 3
+"""For answers that are under way when the app ends."""
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -157,7 +159,8 @@ def launch(
     if open_browser:
         threading.Timer(1.5, webbrowser.open, (f"http://{host}:{port}/",)).start()
     write(words(settings.language)("app.serving", address=f"http://{host}:{port}/"))
-    uvicorn.run(server, host=host, port=port, log_level="warning")
+    # An open page keeps a connection for as long as it is open.
+    uvicorn.run(server, host=host, port=port, log_level="warning", timeout_graceful_shutdown=LAST_SECONDS)
 
 
 def _check_port(host: str, port: int) -> None:
