@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from html import escape
 from statistics import fmean
@@ -50,9 +51,10 @@ def choice_panel(
     """
     w = words(language)
     sparse = replace(request, attention="sparse", refinement="none", num_segments=1, later_prompts=())
-    with bundle.lock, bundle.dit.recorded_attention() as records:
-        for _ in frames_of(sparse, bundle):
-            pass
+    with bundle.lock, bundle.dit.recorded_attention() as records, closing(frames_of(sparse, bundle)) as events:
+        for event in events:
+            if isinstance(event, DenoiseStep) and event.step == event.num_steps:
+                break
     of_step = records[-len(bundle.dit.blocks) :]
     masses = [record.mass for record in of_step]
     shown = of_step[int(np.argmin(masses)) if layer is None else layer - 1]

@@ -93,6 +93,7 @@ def draw_dial(points: Sequence[DialPoint], dense_seconds: float, w: Words, *, pa
         axes.set_xlabel(w("nb.dial_sparsity"), color=palette.muted)
         axes.set_title(label, loc="left", fontsize=10, color=palette.ink)
         axes.set_ylim(0, 1.25 * max([*values, dense_seconds if axes is right else 0]))
+        axes.margins(x=0.12)
     for point in points:
         left.annotate(
             w("nb.dial_kept", kept=point.kept[0], total=point.kept[1]), (point.sparsity, 100 * point.error),
