@@ -159,6 +159,8 @@ def draft_of(asked: Asked, loras: Mapping[str, Path], read_clip: ReadClip, w: Wo
     unknown = next((name for name, _ in asked.loras if name not in loras), None)
     if unknown is not None:
         raise StudioError(w("sample.bad_lora"), w("sample.bad_lora_remedy"))
+    if (_whole(asked.height) is None) != (_whole(asked.width) is None):
+        raise StudioError(w("sample.one_side"), w("sample.one_side_remedy"))
     is_sparse = asked.attention == "sparse"
     return SampleRequest(
         prompt=(asked.prompt or "").strip(),

@@ -107,7 +107,7 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
                 )  # fmt: skip
             )
             strengths.append(
-                gr.Number(1, label=w("sample.strength"), step=0.05, scale=1, min_width=96, elem_classes="strength")
+                gr.Number(1, label=w("sample.strength"), step=0.05, scale=1, min_width=112, elem_classes="strength")
             )
         rows.append(row)
     with gr.Accordion(w("sample.lora_upload"), open=False):
@@ -125,17 +125,35 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
         gr.HTML(markup.note(w("sample.default_hint")))
         with gr.Row():
             frames = gr.Number(
-                None, label=w("sample.frames"), info=w("sample.frames_help"), precision=0, elem_id="sample-frames"
+                None,
+                label=w("sample.frames"),
+                placeholder=w("sample.own"),
+                info=w("sample.frames_help"),
+                precision=0,
+                elem_id="sample-frames",
             )
             steps = gr.Number(
-                None, label=w("sample.steps"), info=w("sample.steps_help"), precision=0, elem_id="sample-steps"
+                None,
+                label=w("sample.steps"),
+                placeholder=w("sample.own"),
+                info=w("sample.steps_help"),
+                precision=0,
+                elem_id="sample-steps",
             )
         with gr.Row():
-            height = gr.Number(None, label=w("sample.height"), precision=0, elem_id="sample-height")
-            width = gr.Number(None, label=w("sample.width"), precision=0, elem_id="sample-width")
+            height = gr.Number(
+                None, label=w("sample.height"), placeholder=w("sample.own"), precision=0, elem_id="sample-height"
+            )
+            width = gr.Number(
+                None, label=w("sample.width"), placeholder=w("sample.own"), precision=0, elem_id="sample-width"
+            )
         with gr.Row():
             guidance = gr.Number(
-                None, label=w("sample.guidance"), info=w("sample.guidance_help"), elem_id="sample-guidance"
+                None,
+                label=w("sample.guidance"),
+                placeholder=w("sample.own"),
+                info=w("sample.guidance_help"),
+                elem_id="sample-guidance",
             )
             seed = gr.Number(0, label=w("sample.seed"), info=w("sample.seed_help"), precision=0, elem_id="sample-seed")
         negative = gr.Textbox(
@@ -148,8 +166,8 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
             label=w("chip.attention"), elem_id="sample-attention",
         )  # fmt: skip
         sparsity = gr.Number(
-            None, label=w("sample.sparsity"), info=w("sample.sparsity_help"), visible=False,
-            elem_id="sample-sparsity",
+            None, label=w("sample.sparsity"), info=w("sample.sparsity_help"), placeholder=w("sample.own"),
+            visible=False, elem_id="sample-sparsity",
         )  # fmt: skip
         attention_said = gr.HTML(elem_id="attention-said")
         way = gr.Radio(

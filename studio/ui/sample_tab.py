@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,13 +31,24 @@ BUSY_SECONDS, IDLE_SECONDS = 0.7, 3.0
 """How often the desk is looked at while something waits or is rendered, and while another page may ask for it."""
 
 AS_SHOWN = """
-() => {
+(shown, page) => {
   const of = (id) => document.querySelector(`#${id} [data-version]`)?.dataset || {};
   const here = !!document.querySelector('#sample-mode')?.offsetParent;
-  return [JSON.stringify({here, stage: {...of('stage')}, picture: {...of('emerging')}, queue: {...of('queue')}})];
+  return [JSON.stringify({here, stage: {...of('stage')}, picture: {...of('emerging')}, queue: {...of('queue')}}), page];
 }
 """
 """What the page shows: only what differs is sent."""
+
+SHOW_STAGE = """
+() => {
+  const isRefused = document.querySelector('#sample-status .failure');
+  if (window.innerWidth <= 640 && !isRefused) document.querySelector('#stage').scrollIntoView({block: 'start'});
+}
+"""
+"""On a phone the stage lies below the form."""
+
+JUST_NOW = 15.0
+"""Seconds: a page that comes later chooses for itself what to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +67,7 @@ class SampleTab:
 
 def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     """Lays the room out and connects it."""
-    shown, newest = gr.Textbox(visible=False), gr.State("")
+    shown = gr.Textbox(visible=False)
     timer = gr.Timer(IDLE_SECONDS, active=False)
     with gr.Row(elem_classes="head-row"):
         plan = gr.HTML(markup.note(w("sample.head")), elem_id="sample-plan")
@@ -77,16 +89,22 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     judge = build_judge_panel(workshop, w)
     gallery = build_gallery_panel(workshop, w, judge.names)
 
-    watched = [timer, on_stage, cancel, emerging, player, queue, newest, judge.names, status]
+    watched = [timer, on_stage, cancel, emerging, player, queue, status, *gallery.outputs]
+    looked_from = [shown, *gallery.refresh_inputs]
 
-    def watch(seen: str | None) -> list[Any]:
+    def watch(seen: str | None, at: int) -> list[Any]:
         page = _seen(seen)
         desk = workshop.desk()
         snapshot = desk.snapshot()
         running, video = snapshot.running, video_of(desk, snapshot)
         pace = "busy" if snapshot.is_busy else "idle" if page.get("here") else "off"
         picture_of = f"{running.id}-{snapshot.underway.picture}" if running and snapshot.underway else ""
-        facts = {"video": video.stem if video else "", "running": running.id if running else "", "pace": pace}
+        facts = {
+            "video": video.stem if video else "",
+            "running": running.id if running else "",
+            "newest": next((entry.video for entry in snapshot.ended if entry.video), ""),
+            "pace": pace,
+        }
         before = page.get("stage", {})
         versions = {name: page.get(name, {}).get("version") for name in ("stage", "picture", "queue")}
         return [
@@ -102,11 +120,9 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
             if before.get("video") == facts["video"]
             else gr.update(value=workshop.shown(video) if video else None, visible=video is not None),
             _update(queue_list(snapshot, w), versions["queue"], {}),
-            gr.skip() if before.get("video") == facts["video"] or not video else video.stem,
-            # Whoever comes later chooses for themselves what to compare.
-            _group(snapshot) if video and before.get("running") else gr.skip(),
             # That it is queued has been said.
             "" if before.get("running") and running is None else gr.skip(),
+            *([gr.skip()] * len(gallery.outputs) if before.get("newest") == facts["newest"] else gallery.refresh(at)),
         ]
 
     def render(*values: Any) -> str:
@@ -120,7 +136,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
             return markup.unexpected(error, w)
         return markup.note(w.count("sample.queued", len(requests)))
 
-    def stop(seen: str | None) -> list[Any]:
+    def stop(seen: str | None, _: int) -> list[Any]:
         """Cancels what the page shows, whatever is rendered by now."""
         try:
             workshop.desk().queue.cancel(str(_seen(seen).get("stage", {}).get("running")))
@@ -151,29 +167,31 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     at_once: dict[str, Any] = {**quiet, "queue": False}
-    looking: dict[str, Any] = {"fn": watch, "inputs": shown, "outputs": watched, "js": AS_SHOWN, **at_once}
+    looking: dict[str, Any] = {"fn": watch, "inputs": looked_from, "outputs": watched, "js": AS_SHOWN, **at_once}
     timer.tick(**looking)
-    start.click(render, form.inputs, status, **quiet).then(**looking)
-    cancel.click(stop, shown, [status, cancel], js=AS_SHOWN, **at_once).then(**looking)
+    start.click(render, form.inputs, status, **quiet).then(**looking).then(None, None, None, js=SHOW_STAGE)
+    cancel.click(stop, looked_from, [status, cancel], js=AS_SHOWN, **at_once).then(**looking)
     queue.click(press, None, [status, *form.filled], trigger_mode="multiple", **at_once).then(**looking)
     gallery.again.change(load, gallery.again, [status, *form.filled], **at_once)
     refreshing: dict[str, Any] = {"fn": form.refresh, "outputs": form.refreshed, **at_once}
     shelving: dict[str, Any] = {
         "fn": gallery.refresh, "inputs": gallery.refresh_inputs, "outputs": gallery.outputs, **at_once,
     }  # fmt: skip
-    newest.change(**shelving)
+    player.change(lambda: _group(workshop.desk().snapshot()), None, judge.names, **quiet)
     return SampleTab(
         open=[looking, refreshing, shelving, form.plan],
         watch=looking,
         take_newest={"fn": form.take_newest, "outputs": form.refreshed, **at_once},
-        rendered=newest.change,
+        rendered=player.change,
     )
 
 
 def _group(snapshot: DeskSnapshot) -> Any:
     """Names of the videos that the last one is to be compared with, once all of them are there."""
-    last = snapshot.ended[0]
-    group = [entry for entry in snapshot.entries if last.group and entry.group == last.group]
+    last = next(iter(snapshot.ended), None)
+    if last is None or not last.group or time.time() - last.ended > JUST_NOW:
+        return gr.skip()
+    group = [entry for entry in snapshot.entries if entry.group == last.group]
     if len(group) < 2 or not all(entry.video for entry in group):
         return gr.skip()
     return [entry.video for entry in group][:MOST]

@@ -651,6 +651,7 @@ TEXTS = {
     "sample.bad_strengths_remedy": "Write them like 0, 0.5, 1.",
     "sample.one_side": "Only one side of the size is given.",
     "sample.one_side_remedy": "Give height and width, or neither.",
+    "sample.own": "auto",
     "sample.steps_help": "16 when distilled",
     "sample.seed_help": "The same one, the same video.",
     "sample.negative": "Negative prompt",
@@ -814,6 +815,7 @@ TEXTS = {
     "judge.page_said": (
         "One HTML page with the videos, players, figures and settings in it ({size}). It needs no network."
     ),
+    "judge.reading": "Reading the videos…",
     "judge.working": "Putting it together…",
     "judge.download": "To download",
     "judge.page_title": "Comparison: {names}",

@@ -654,6 +654,7 @@ TEXTS = {
     "sample.bad_strengths_remedy": "Escríbelas como 0; 0,5; 1.",
     "sample.one_side": "Solo se da un lado del tamaño.",
     "sample.one_side_remedy": "Da la altura y la anchura, o ninguna.",
+    "sample.own": "auto",
     "sample.steps_help": "16 con el destilado",
     "sample.seed_help": "La misma, el mismo vídeo.",
     "sample.negative": "Texto negativo",
@@ -822,6 +823,7 @@ TEXTS = {
     "judge.page_said": (
         "Una página HTML con los vídeos, los reproductores, las cifras y los ajustes dentro ({size}). No necesita red."
     ),
+    "judge.reading": "Leyendo los vídeos…",
     "judge.working": "Preparándolo…",
     "judge.download": "Para descargar",
     "judge.page_title": "Comparación: {names}",

@@ -57,12 +57,12 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(visit, tm
     assert "A start frame, a sentence, and Render." in page.inner_text("#stage")
     page.set_input_files("#start-frame input[type=file]", str(picture))
     page.wait_for_selector("#crop .note")
-    page.click("text=More settings")
+    page.click("#sample-more button")
     page.fill("#sample-height input", "60")
-    page.wait_for_selector("#sample-plan .failure :text('multiples of 16')")
-    assert "Use 64x128." in page.inner_text("#sample-plan")
-    page.fill("#sample-height input", "64")
     page.fill("#sample-width input", "64")
+    page.wait_for_selector("#sample-plan .failure :text('multiples of 16')")
+    assert "Use 64x64." in page.inner_text("#sample-plan")
+    page.fill("#sample-height input", "64")
     page.wait_for_selector("#sample-plan .plan :text('64 x 64 px')")
     assert "33 % of the picture" in page.inner_text("#crop")
     box = page.evaluate("getComputedStyle(document.querySelector('#start-frame .image-frame'), '::after').display")
@@ -97,12 +97,14 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(visit, tm
     for one in (page, again):
         one.wait_for_function("(v => v && v.duration > 0)(document.querySelector('#player video'))", timeout=PATIENCE)
         assert one.locator("#cancel:visible").count() == 0
+    page.wait_for_selector("#gallery [data-video] >> nth=1", timeout=PATIENCE)
     assert "keeps the start frame" in page.inner_text("#stage")
     assert "mantiene la imagen inicial" in again.inner_text("#stage")
 
     again.click(".entry >> nth=1 >> [data-do=again]")
     again.wait_for_function("document.querySelector('#prompt textarea').value === 'two'")
     again.wait_for_selector("#start-frame img")
+    again.click("#sample-more button")
     assert again.input_value("#sample-steps input") == "2"
     page.click("[data-do=clear]")
     page.wait_for_selector(".entry", state="detached")

@@ -115,6 +115,7 @@ def test_what_is_compared_is_a_group_of_one_seed(ask, lora):
         ({"frame": PIXELS[0], "prompt": "x", "comparison": "lora"}, "Choose a LoRA."),
         ({"frame": PIXELS[0], "prompt": "x", "comparison": "strengths", "strengths": "1"}, "Choose a LoRA|two numbers"),
         ({"frame": PIXELS[0], "prompt": "x", "height": 60, "width": 100}, "Use 64x96."),
+        ({"frame": PIXELS[0], "prompt": "x", "height": 64}, "Give height and width, or neither."),
         ({"frame": PIXELS[0], "prompt": "x", "frames": 10}, "Use 9 or 13."),
     ],
 )
