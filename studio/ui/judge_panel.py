@@ -63,22 +63,21 @@ def build_judge_panel(workshop: Workshop, w: Words) -> JudgePanel:
     def compared(chosen: list[str]) -> Comparison:
         return compare_videos(find_videos(workshop.output_dir / "samples", chosen))
 
-    def open_(chosen: list[str]) -> list[Any]:
-        nothing = [gr.update(visible=False), "", gr.update(value=None, visible=False)]
+    def open_(chosen: list[str]) -> Iterator[list[Any]]:
+        """Updates of message, players, differences, keeping, said, files."""
+        nothing = [_empty(w), "", gr.update(visible=False), "", gr.update(value=None, visible=False)]
+        if not chosen:
+            yield ["", *nothing]
+            return
+        yield [markup.note(w("judge.reading")), *[gr.skip()] * len(nothing)]
         try:
-            if not chosen:
-                return ["", _empty(w), "", *nothing]
             comparison = compared(chosen)
+            sources = [addresses.of(players, video.path) for video in comparison.videos]
         except StudioError as error:
-            return [markup.failure(error, w), _empty(w), "", *nothing]
-        sources = [addresses.of(players, video.path) for video in comparison.videos]
-        return [
-            "",
-            judge_html(comparison, sources, w),
-            difference_html(comparison, w),
-            gr.update(visible=True),
-            *nothing[1:],
-        ]
+            yield [markup.failure(error, w), *nothing]
+            return
+        shown = [judge_html(comparison, sources, w), difference_html(comparison, w), gr.update(visible=True)]
+        yield ["", *shown, *nothing[3:]]
 
     def made(chosen: list[str], name: str, said_key: str, make: Any) -> Iterator[list[Any]]:
         """What was said of a new file, and the file; it lies in a new private folder."""

@@ -9,32 +9,36 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from studio.core.sample.judge import Comparison, frames_at, setting_rows
+from studio.core.sample.judge import Comparison, frames_at, moments, setting_rows
 from studio.view.judged import title
 from studio.view.players import JUDGE_CSS, JUDGE_JS, difference_html, judge_html, settings_table
 from studio.view.plots import LIGHT
 from studio.view.words import Words
 
 SHEET_COLUMNS = 6
-SHEET_WIDTH, LABEL_WIDTH = 12.0, 2.0
+SHEET_WIDTH = 12.0
+LABEL_SIGNS = 24
+SIGN_WIDTH, LABEL_MARGIN = 0.12, 0.2
 """Inches."""
 
 
 def comparison_sheet(comparison: Comparison, w: Words, *, columns: int = SHEET_COLUMNS) -> bytes:
     """A PNG: a row a video with its label, a column a moment; white, to be pasted anywhere. Raises MediaError."""
-    found = [frames_at(video.path, columns) for video in comparison.videos]
+    seconds = moments(comparison.shapes, columns)
     ratios = [shape.height / shape.width for shape in comparison.shapes]
-    cell = (SHEET_WIDTH - LABEL_WIDTH) / columns
+    labels = [_short(title(video, w), LABEL_SIGNS) for video in comparison.videos]
+    label_width = LABEL_MARGIN + SIGN_WIDTH * max(map(len, labels))
+    cell = (SHEET_WIDTH - label_width) / columns
     heights = [cell * ratio for ratio in ratios]
     tall = sum(heights) + 0.9
     figure = Figure(figsize=(SHEET_WIDTH, tall))
     figure.set_facecolor(LIGHT.paper or "white")
     grid = figure.add_gridspec(
-        len(found), columns, height_ratios=heights, left=LABEL_WIDTH / SHEET_WIDTH, right=0.995, bottom=0.06 / tall,
+        len(heights), columns, height_ratios=heights, left=label_width / SHEET_WIDTH, right=0.995, bottom=0.06 / tall,
         top=1 - 0.8 / tall, wspace=0.03, hspace=0.04,
     )  # fmt: skip
-    for row, (video, (frames, seconds)) in enumerate(zip(comparison.videos, found, strict=True)):
-        for column, (frame, second) in enumerate(zip(frames, seconds, strict=True)):
+    for row, (video, label) in enumerate(zip(comparison.videos, labels, strict=True)):
+        for column, (frame, second) in enumerate(zip(frames_at(video.path, seconds), seconds, strict=True)):
             axes = figure.add_subplot(grid[row, column])
             axes.imshow(frame, interpolation="lanczos")
             axes.set(xticks=[], yticks=[])
@@ -42,8 +46,8 @@ def comparison_sheet(comparison: Comparison, w: Words, *, columns: int = SHEET_C
             if row == 0:
                 axes.set_title(w("duration.s", s=w.number(second, 2)), fontsize=10, color=LIGHT.muted)
             if column == 0:
-                label = axes.set_ylabel(_short(title(video, w), 24), rotation=0, ha="right", va="center", fontsize=12)
-                label.set(color=LIGHT.ink, parse_math=False)
+                said = axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=12)
+                said.set(color=LIGHT.ink, parse_math=False)
     prompt = _short(str(comparison.videos[0].settings.get("prompt", "")), 120)
     figure.text(0.008, 1 - 0.3 / tall, prompt, fontsize=12, color=LIGHT.ink, parse_math=False)
     buffer = io.BytesIO()

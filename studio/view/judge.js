@@ -34,7 +34,9 @@ const startJudge = (root) => {
   const colors = JSON.parse(root.dataset.heat), most = Number(root.dataset.most);
   const heat = Array.from({length: 3 * 255 + 1}, (_, sum) => {
     const place = Math.min(1, sum / 3 / most) * (colors.length - 1), low = Math.min(Math.floor(place), colors.length - 2);
-    return colors[low].map((level, channel) => level + (colors[low + 1][channel] - level) * (place - low));
+    const [red, green, blue] = colors[low].map((level, channel) =>
+      Math.round(level + (colors[low + 1][channel] - level) * (place - low)));
+    return (255 << 24 | blue << 16 | green << 8 | red) >>> 0;
   });
   const readers = [0, 1].map(() => canvas(over.width, over.height, {willReadFrequently: true}));
 
@@ -53,10 +55,10 @@ const startJudge = (root) => {
       readers[index].drawImage(picture, 0, 0);
       return readers[index].getImageData(0, 0, width, height);
     });
-    for (let i = 0; i < a.data.length; i += 4) {
-      let sum = 0;
-      for (let channel = 0; channel < 3; channel++) sum += Math.abs(a.data[i + channel] - b.data[i + channel]);
-      a.data.set(heat[sum], i);
+    const [one, other, pixels] = [a.data, b.data, new Uint32Array(a.data.buffer)];
+    for (let i = 0, p = 0; p < pixels.length; i += 4, p++) {
+      pixels[p] = heat[Math.abs(one[i] - other[i]) + Math.abs(one[i + 1] - other[i + 1])
+        + Math.abs(one[i + 2] - other[i + 2])];
     }
     brush.putImageData(a, 0, 0);
   };

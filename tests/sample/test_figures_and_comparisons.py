@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from studio.cli import main
 from studio.core.errors import ConfigError, MediaError
 from studio.core.model.lora import LoraFile
 from studio.core.sample.compare import compare_attention, heat_map, psnr_by_frame, render_variants, strength_variants
 from studio.core.sample.figures import SAME, color_drift, drift, flicker, motion, psnr, video_figures
 from studio.core.sample.gallery import GalleryReader, find_videos, read_gallery_video
-from studio.core.sample.judge import MOST, compare_videos, frames_at, setting_rows
+from studio.core.sample.judge import MOST, compare_videos, frames_at, moments, setting_rows
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.request_file import save_request
 from studio.core.sample.video import read_video, write_video
@@ -143,14 +144,15 @@ def test_files_are_as_far_apart_as_what_a_player_shows(tmp_path, moving):
     assert (compared.shapes[0].num_frames, compared.shapes[1].num_frames, fps) == (9, 8, 15)
     nothing, found = compared.pictures
     assert nothing is None
-    assert found.psnr == psnr_by_frame(b, a)
+    assert found.psnr == pytest.approx(psnr_by_frame(b, a))
     assert found.worst >= 4
     a, b = a[:8].astype(float), b.astype(float)
     assert found.error == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a))
     assert found.drift == pytest.approx(np.abs(b - a).mean())
-    frames, seconds = frames_at(first.path, 3)
-    np.testing.assert_array_equal(frames, read_video(first.path)[0][[0, 4, 8]])
+    seconds = moments(compared.shapes, 3)
     assert seconds == (0, 4 / 15, 8 / 15)
+    for video, places in ((first, [0, 4, 8]), (second, [0, 4, 7])):
+        np.testing.assert_array_equal(frames_at(video.path, seconds), read_video(video.path)[0][places])
 
 
 def test_what_differs_is_said_in_words(tmp_path, moving):
@@ -174,14 +176,15 @@ def test_what_differs_is_said_in_words(tmp_path, moving):
     assert not warnings(compared, w)
     facts = dict(difference_facts(compared, 1, w))
     assert facts["Likeness"] == "the same, to the last level"
-    assert facts["Speed"] == "2.00 times as fast"
+    assert "Speed" not in facts, "another LoRA is no faster"
     assert {row.key for row in setting_rows(videos)} == {"prompt", "seed", "num_frames", "attention", "loras"}
 
     sparse = {"attention": "sparse", "attention_sparsity": 0.9375, "attention_block": [4, 4, 4]}
-    third = in_gallery(tmp_path, 3, moving[:, ::2], one, **alike | sparse | {"seed": 4})
+    third = in_gallery(tmp_path, 3, moving[:, ::2], one, **alike | sparse | {"seed": 4, "seconds": 2.0})
     compared = compare_videos([videos[0], third])
     assert difference_sentence(compared, w) == "2 settings differ: Seed, Attention."
     assert compared.pictures == (None, None)
+    assert difference_facts(compared, 1, w) == [("Speed", "2.00 times as fast")]
     assert len(warnings(compared, w)) == 2, "another seed, and another size"
     assert dict(figure_facts(third, w))["Attention"] == "sparse, 93.75 % of the 4x4x4 blocks skipped"
     for count in (1, MOST + 1):
@@ -231,7 +234,22 @@ def test_a_contact_sheet_has_a_row_a_video_and_a_column_a_moment(tmp_path):
     frames = np.broadcast_to(levels[:, None, None, None], (11, 32, 32, 3))
     videos = [in_gallery(tmp_path, 1, frames, prompt="a $x$"), in_gallery(tmp_path, 2, 255 - frames)]
     sheet = Image.open(io.BytesIO(comparison_sheet(compare_videos(videos), words("en"), columns=3))).convert("L")
-    cells = np.array(sheet)[100:, 250:]
+    cells = np.array(sheet)[100:, 190:]
     tall, wide = cells.shape
     centers = [[int(cells[(2 * r + 1) * tall // 4, (2 * c + 1) * wide // 6]) for c in range(3)] for r in range(2)]
     np.testing.assert_allclose(centers, [[30, 125, 220], [225, 130, 35]], atol=6)
+
+
+def test_the_command_puts_a_comparison_onto_a_page(tmp_path, capsys):
+    small = ["--size", "32x32", "--frames", "5", "--steps", "1", "--out", str(tmp_path / "out.mp4")]
+    asked = ["sample", "--prompt", "it moves", *small, "--page", str(tmp_path / "pages/page.html")]
+    assert main(asked) != 0
+    assert "--page shows 2 to" in capsys.readouterr().err
+    assert main([*asked, "--compare-attention"]) == 0
+    page = (tmp_path / "pages/page.html").read_text()
+    assert "Against “Dense”" in page
+    assert "One setting differs: Attention." in page
+    assert page.count("data:video/mp4;base64,") == 2
+    (tmp_path / "out-dense.mp4").unlink()
+    assert main([*asked, "--compare-attention"]) != 0
+    assert (tmp_path / "pages/page.html").read_text() == page, "nothing is overwritten"

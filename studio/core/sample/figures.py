@@ -45,7 +45,11 @@ def video_figures(frames: np.ndarray, start_frame: np.ndarray | None = None) -> 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two pictures, decibels: 10 log10(255^2 / mean squared difference)."""
-    error = np.square(a.astype(np.float32) - b.astype(np.float32)).mean()
+    return decibels(float(np.square(a.astype(np.float32) - b.astype(np.float32)).mean()))
+
+
+def decibels(error: float) -> float:
+    """Peak signal-to-noise ratio of a mean squared difference of levels."""
     return min(SAME, 10 * math.log10(255**2 / error)) if error > 0 else SAME
 
 

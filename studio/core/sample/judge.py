@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from studio.core.errors import ConfigError
-from studio.core.sample.figures import psnr
+from studio.core.sample.figures import decibels
 from studio.core.sample.gallery import GalleryVideo
 from studio.core.sample.video import VideoShape, iterate_video, video_shape
 
@@ -94,32 +96,44 @@ def compare_videos(videos: Sequence[GalleryVideo]) -> Comparison:
     shapes = tuple(video_shape(video.path) for video in videos)
     base, *others = videos
     alike = _is_pixelwise(shapes)
-    pictures = (picture_difference(base.path, other.path) if alike else None for other in others)
+    found: list[PictureDifference | None] = [None] * len(others)
+    if alike:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(partial(picture_difference, base.path), [other.path for other in others]))
     return Comparison(
-        videos=tuple(videos), shapes=shapes, differences=setting_differences(videos), pictures=(None, *pictures)
+        videos=tuple(videos), shapes=shapes, differences=setting_differences(videos), pictures=(None, *found)
     )
 
 
 def picture_difference(base: Path, other: Path) -> PictureDifference:
     """How far `other` is from `base`, frame by frame; both have one size. Raises MediaError: one cannot be read."""
-    psnrs, squared, norm, drift = list[float](), 0.0, 0.0, 0.0
+    errors, norm, drift = list[float](), 0.0, 0.0
     for a, b in zip(iterate_video(base), iterate_video(other), strict=False):
-        difference = a.astype(np.float32) - b.astype(np.float32)
-        psnrs.append(psnr(b, a))
-        squared += float(np.square(difference).sum(dtype=np.float64))
-        norm += float(np.square(a.astype(np.float32)).sum(dtype=np.float64))
+        levels = a.astype(np.float32).ravel()
+        difference = levels - b.ravel()
+        errors.append(float(difference @ difference) / difference.size)
+        norm += float(levels @ levels) / levels.size
         drift += float(np.abs(difference).mean())
     return PictureDifference(
-        psnr=tuple(psnrs), error=math.sqrt(squared / norm) if norm else 0.0, drift=drift / len(psnrs)
+        psnr=tuple(decibels(error) for error in errors),
+        error=math.sqrt(sum(errors) / norm) if norm else 0.0,
+        drift=drift / len(errors),
     )
 
 
-def frames_at(path: Path, count: int) -> tuple[np.ndarray, tuple[float, ...]]:
-    """`count` evenly spaced frames from the first to the last, and the second of each. Raises MediaError."""
+def moments(shapes: Sequence[VideoShape], count: int) -> tuple[float, ...]:
+    """`count` evenly spaced frames of the longest video, from its first to its last, in seconds."""
+    longest = max(shapes, key=lambda shape: (shape.num_frames - 1) / shape.fps)
+    indices = np.linspace(0, longest.num_frames - 1, count).round()
+    return tuple(float(index / longest.fps) for index in indices)
+
+
+def frames_at(path: Path, seconds: Sequence[float]) -> np.ndarray:
+    """uint8 [T, H, W, 3]: what is seen at these seconds; after its end, the last frame. Raises MediaError."""
     shape = video_shape(path)
-    wanted = np.linspace(0, shape.num_frames - 1, count).round().astype(int)
+    wanted = [min(shape.num_frames - 1, round(second * shape.fps)) for second in seconds]
     held = {index: frame for index, frame in enumerate(iterate_video(path)) if index in wanted}
-    return np.stack([held[index] for index in wanted]), tuple(float(index / shape.fps) for index in wanted)
+    return np.stack([held[index] for index in wanted])
 
 
 def setting_differences(videos: Sequence[GalleryVideo]) -> tuple[SettingRow, ...]:

@@ -16,6 +16,8 @@ from studio.core.data.decode import iterate_frames
 from studio.core.data.probe import probe_clip
 from studio.core.errors import MediaError
 
+KEY_FRAMES = 12
+"""A player that jumps to a frame decodes at most so many."""
 CLIP_SECONDS = 6.0
 """Of a clip that is gone on from; the published model is given the last one."""
 
@@ -32,7 +34,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[st
     try:
         iio.imwrite(
             unfinished, frames, fps=fps, codec="libx264", pixelformat="yuv420p", macro_block_size=2, quality=None,
-            output_params=["-crf", "14", "-movflags", "+faststart", "-metadata", comment],
+            output_params=["-crf", "14", "-g", str(KEY_FRAMES), "-movflags", "+faststart", "-metadata", comment],
         )  # fmt: skip
         unfinished.replace(path)
     except OSError as error:
