@@ -45,7 +45,8 @@ TRAIN = (
 )
 TRAIN_CODES = (
     "Exit codes: 0, all steps are done, or the run was stopped and saved; 1, something must be mended first, or the "
-    "run failed; 2, wrong options; 130 and 143, ended at once by a second Ctrl-C or SIGTERM."
+    "run failed; 2, wrong options; 130 and 143, ended at once by a second Ctrl-C or SIGTERM. With --gpus a stop that "
+    "is saved ends with these too."
 )
 
 

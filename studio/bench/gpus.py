@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from studio.bench.paths import (
     SHIFT,
@@ -163,7 +164,7 @@ def _time_denoising(
 def _time_decoding(device: torch.device, size: Bucket, *, is_small: bool) -> float:
     """Seconds, on every process alike."""
     vae = AutoencoderKLWan(base_dim=16) if is_small else AutoencoderKLWan()
-    vae = vae.to(device, torch.float32 if device.type == "cpu" else torch.bfloat16).eval()
+    nn.Module.to(vae, device, torch.float32 if device.type == "cpu" else torch.bfloat16)
     grid = GridSpec().latent_grid(size.num_frames, size.height, size.width)
     latents = torch.randn(1, 16, grid.t, grid.h, grid.w, device=device)
     return _figures(lambda: decode_latents(vae, latents), 1)["seconds"]

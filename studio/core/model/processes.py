@@ -289,13 +289,16 @@ def start_processes(arguments: Sequence[str], count: int, *, is_sharded: bool = 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # What the agent logs of a failure is said by the process itself, or below.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # An agent that does not know it waits 30 s.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(GRACE_SECONDS) + 5))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if is_sharded:
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="studio", rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0, shutdown_timeout=int(GRACE_SECONDS) + 5,
+        rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0,
     )  # fmt: skip
     try:
         elastic_launch(config, sys.executable)("-m", module, *arguments)

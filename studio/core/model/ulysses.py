@@ -51,9 +51,9 @@ class Ulysses:
     def joined(self, x_BSE: torch.Tensor, grid: Grid) -> torch.Tensor:
         """All tokens of `grid` [B, S, E], on every process, from the own ones."""
         x = x_BSE.contiguous()
-        parts = x.new_empty(self.count, *x.shape)
-        dist.all_gather_into_tensor(parts.view(-1, *x.shape[1:]), x)
-        return self._in_order(parts.movedim(0, 1), grid)
+        parts = [torch.empty_like(x) for _ in range(self.count)]
+        dist.all_gather(parts, x)
+        return self._in_order(torch.stack(parts, dim=1), grid)
 
     def to_heads(self, x_BNSD: torch.Tensor, grid: Grid) -> torch.Tensor:
         """All tokens of `grid` for the own heads, [B, N / count, S, D], from the own tokens of all heads."""

@@ -64,7 +64,7 @@ def averaging(dit: nn.Module, processes: Processes) -> Any:
         return dit
     frozen = [name for name, parameter in dit.named_parameters() if not parameter.requires_grad]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(dit, frozen)
-    return DistributedDataParallel(dit, broadcast_buffers=False)
+    return DistributedDataParallel(dit)
 
 
 def sums_up(model: Any, *, is_last: bool) -> AbstractContextManager[None]:
