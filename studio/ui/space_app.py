@@ -167,10 +167,12 @@ def _build_page(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Pat
                 label=w("sample.prompt"), placeholder=w("sample.prompt_hint"), lines=2, max_length=MAX_PROMPT,
                 elem_id="prompt",
             )  # fmt: skip
-            gr.Examples(
+            examples = gr.Examples(
                 demo_pairs(), [frame, prompt], label=w("space.examples"), examples_per_page=8, api_visibility="private",
                 elem_id="examples",
             )  # fmt: skip
+            # gradio would sweep them away with what visitors upload, and the page would have none.
+            frame.keep_in_cache.update(sample[0]["path"] for sample in examples.dataset.samples)
             with gr.Accordion(w("sample.more"), open=False):
                 frames = gr.Slider(
                     5, offer.max_frames, min(defaults.num_frames, offer.max_frames), step=4, label=w("sample.frames"),

@@ -64,7 +64,9 @@ def space(tmp_path_factory):
         for event in app.fns.values()
     ]
     kinds = [block.get_block_name() for block in app.blocks.values()]
-    yield {"events": events, "kinds": kinds, "delete_cache": app.delete_cache, "api_open": app.api_open}
+    kept = {Path(file).name for block in app.blocks.values() for file in getattr(block, "keep_in_cache", ())}
+    told = {"events": events, "kinds": kinds, "kept": kept, "delete_cache": app.delete_cache, "api_open": app.api_open}
+    yield told
     del app
     # gradio leaves event loops open; here they are no news.
     gc.collect()
@@ -86,6 +88,7 @@ def test_no_text_box_but_the_prompt_and_no_file_but_picture_and_lora(space):
     assert found == {"textbox": each, "image": each, "file": each}
     assert space["delete_cache"] == (SWEEP_SECONDS, KEPT_SECONDS)
     assert KEPT_SECONDS <= 3600
+    assert space["kept"] == {Path(path).name for path, _ in demo_pairs()}, "the examples, and nothing of a visitor's"
 
 
 @pytest.mark.parametrize(
