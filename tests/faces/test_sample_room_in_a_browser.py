@@ -97,7 +97,7 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(visit, tm
     for one in (page, again):
         one.wait_for_function("(v => v && v.duration > 0)(document.querySelector('#player video'))", timeout=PATIENCE)
         assert one.locator("#cancel:visible").count() == 0
-    page.wait_for_selector("#gallery [data-video] >> nth=1", timeout=PATIENCE)
+    page.wait_for_selector("#gallery .shelf-card >> nth=1", timeout=PATIENCE)
     assert "keeps the start frame" in page.inner_text("#stage")
     assert "mantiene la imagen inicial" in again.inner_text("#stage")
 
