@@ -195,7 +195,7 @@ def _card(video: GalleryVideo, group: Sequence[str], workshop: Workshop, address
     label = f"<span class='shelf-label'>{escape(title(video, w))}</span>" if video.label != video.name else ""
     told = " · ".join(filter(None, [*_size(video, w), *_short_figures(video, w)]))
     loras = lora_text(tuple((path.name, strength) for path, strength in video.loras), w)
-    together = w("gallery.group_one") if len(group) == 2 else w("gallery.group", n=len(group) - 1)
+    together = w("gallery.group_one") if len(group) == 2 else w("gallery.group", n=len(group))
     opened = (
         f"<button type='button' class='shelf-open' data-open='{escape(' '.join(group))}'>{escape(together)}</button>"
         if group
@@ -237,5 +237,9 @@ def _short_figures(video: GalleryVideo, w: Words) -> list[str]:
 
 def _all(video: GalleryVideo, w: Words) -> str:
     """Figures, then every setting."""
-    rows = [(setting_name(row.key, w), setting_texts(row, w)[0]) for row in setting_rows([video])]
+    rows = [
+        (setting_name(row.key, w), setting_texts(row, w)[0])
+        for row in setting_rows([video])
+        if row.key != "attention"  # it is among the figures
+    ]
     return markup.facts([*figure_facts(video, w), *rows])

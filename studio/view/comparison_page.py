@@ -10,7 +10,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from studio.core.sample.judge import Comparison, frames_at, moments, setting_rows
-from studio.view.judged import title
+from studio.view.judged import titles
 from studio.view.players import JUDGE_CSS, JUDGE_JS, difference_html, judge_html, settings_table
 from studio.view.plots import LIGHT
 from studio.view.words import Words
@@ -26,7 +26,7 @@ def comparison_sheet(comparison: Comparison, w: Words, *, columns: int = SHEET_C
     """A PNG: a row a video with its label, a column a moment; white, to be pasted anywhere. Raises MediaError."""
     seconds = moments(comparison.shapes, columns)
     ratios = [shape.height / shape.width for shape in comparison.shapes]
-    labels = [_short(title(video, w), LABEL_SIGNS) for video in comparison.videos]
+    labels = [_short(label, LABEL_SIGNS) for label in titles(comparison.videos, w)]
     label_width = LABEL_MARGIN + SIGN_WIDTH * max(map(len, labels))
     cell = (SHEET_WIDTH - label_width) / columns
     heights = [cell * ratio for ratio in ratios]
@@ -71,7 +71,7 @@ def comparison_html(comparison: Comparison, w: Words) -> str:
     videos = [data_address(video.path.read_bytes(), "video/mp4") for video in comparison.videos]
     script = f"{JUDGE_JS.read_text(encoding='utf-8')}\ndocument.querySelectorAll('.judge').forEach(startJudge);\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    name = escape(w("judge.page_title", names=" · ".join(title(video, w) for video in comparison.videos)))
+    name = escape(w("judge.page_title", names=" · ".join(titles(comparison.videos, w))))
     prompt = str(first.settings.get("prompt", ""))
     sheet = data_address(comparison_sheet(comparison, w), "image/png")
     body = [

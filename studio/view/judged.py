@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.core.sample.figures import FROZEN_BELOW, SAME
@@ -25,6 +25,13 @@ SPEEDING = frozenset({"attention", "num_inference_steps", "schedule", "refinemen
 def title(video: GalleryVideo, w: Words) -> str:
     """The label in words."""
     return w(f"judge.label_{LABELS[video.label]}") if video.label in LABELS else video.label
+
+
+def titles(videos: Sequence[GalleryVideo], w: Words) -> list[str]:
+    """Labels where they tell the videos of one group apart, else names."""
+    found = [title(video, w) for video in videos]
+    is_told = len(set(found)) == len(found) and len({video.group for video in videos}) == 1
+    return found if is_told else [video.name for video in videos]
 
 
 def figure_facts(video: GalleryVideo, w: Words) -> list[tuple[str, str]]:

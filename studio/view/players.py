@@ -17,7 +17,7 @@ from studio.view.judged import (
     own_settings,
     setting_name,
     setting_texts,
-    title,
+    titles,
     warnings,
 )
 from studio.view.words import Words
@@ -37,7 +37,7 @@ ICONS = {
 
 def judge_html(comparison: Comparison, sources: Sequence[str], w: Words) -> str:
     """The players under their one clock, wipe, heat map and figures; `sources` are the addresses of the videos."""
-    names = [title(video, w) for video in comparison.videos]
+    names = titles(comparison.videos, w)
     fps = max(shape.fps for shape in comparison.shapes)
     count = max(round(shape.num_frames / shape.fps * fps) for shape in comparison.shapes)
     heat = json.dumps([[float(level) for level in color] for color in HEAT])
@@ -64,11 +64,12 @@ def judge_html(comparison: Comparison, sources: Sequence[str], w: Words) -> str:
 
 
 def _tools(comparison: Comparison, names: Sequence[str], w: Words) -> str:
-    modes = ("side", "wipe", "heat") if comparison.is_pixelwise else ("side",)
+    if not comparison.is_pixelwise:
+        return ""
     buttons = "".join(
         f"<button type='button' data-mode-of='{mode}' aria-pressed='{str(mode == 'side').lower()}' disabled>"
         f"{_say(f'judge.mode_{mode}', w)}</button>"
-        for mode in modes
+        for mode in ("side", "wipe", "heat")
     )
     chosen = "".join(_choice(which, place, names, w) for place, which in enumerate(("first", "second")))
     return (
@@ -149,7 +150,7 @@ def _facts(comparison: Comparison, index: int, name: str, w: Words) -> str:
     against, found = difference_facts(comparison, index, w), comparison.pictures[index]
     more = ""
     if against:
-        versus = escape(w("judge.against", name=title(comparison.videos[0], w)))
+        versus = escape(w("judge.against", name=titles(comparison.videos, w)[0]))
         more = f"<p class='judge-against judge-hint'>{versus}</p>{_dl(against)}{_curve(found, w) if found else ''}"
     return f"<div><p class='judge-name'>{escape(name)}</p>{_dl(figure_facts(comparison.videos[index], w))}{more}</div>"
 
@@ -181,7 +182,7 @@ def difference_html(comparison: Comparison, w: Words) -> str:
 
 def settings_table(comparison: Comparison, rows: Sequence[SettingRow], w: Words) -> str:
     """Settings in rows, videos in columns."""
-    names = [title(video, w) for video in comparison.videos]
+    names = titles(comparison.videos, w)
     head = "".join(f"<th scope='col'>{escape(name)}</th>" for name in (w("judge.setting"), *names))
     body = "".join(
         f"<tr><th scope='row'>{escape(setting_name(row.key, w))}</th>"
