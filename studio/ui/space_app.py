@@ -148,8 +148,6 @@ def _spaces() -> Any:
 def _build_page(offer: Offer, bundle: ModelBundle, sampler: Sampler, folder: Path, w: Words) -> None:
     is_tiny = offer.schedule is None
     defaults = bundle.defaults
-    # The languages stand in the header.
-    gr.Navbar(visible=False, main_page_name=False)
     links = _language_links(w.language)
     gr.HTML(markup.header(w, _chips(offer, bundle, w), links, w("space.tagline")), elem_id="header")
     with gr.Row(elem_classes="head-row"):
