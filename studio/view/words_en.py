@@ -621,7 +621,7 @@ TEXTS = {
     "sample.mode": "What to render",
     "sample.mode_picture": "From a picture",
     "sample.mode_text": "From text alone",
-    "sample.mode_clip": "On from a clip",
+    "sample.mode_clip": "Continue a clip",
     "sample.mode_long": "A long video",
     "sample.from_dataset": "Or a start frame of the dataset",
     "sample.crop": "The dark edges are cut off: {percent} % of the picture.",

@@ -624,7 +624,7 @@ TEXTS = {
     "sample.mode": "Qué generar",
     "sample.mode_picture": "Desde una imagen",
     "sample.mode_text": "Solo desde texto",
-    "sample.mode_clip": "Seguir un clip",
+    "sample.mode_clip": "Continuar un clip",
     "sample.mode_long": "Un vídeo largo",
     "sample.from_dataset": "O una imagen inicial de los datos",
     "sample.crop": "Los bordes oscuros se recortan: un {percent} % de la imagen.",
