@@ -92,8 +92,6 @@ class Workshop:
     latest: str | None = None
     """Path of the dataset opened last: a reloaded page shows it again."""
     job: TrainJob | None = None
-    renders: dict[str, threading.Event] = field(default_factory=dict)
-    """What stops a render, by the visitor who asked for it."""
     checks: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a check, by the visitor who asked for it."""
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
@@ -107,6 +105,7 @@ class Workshop:
     """Steps of the newest whole checkpoints, by run and time of its last event."""
     _verifying: threading.Lock = field(default_factory=threading.Lock)
     _desks: dict[Path, SampleDesk] = field(default_factory=dict)
+    """By gallery."""
     _opening: threading.Lock = field(default_factory=threading.Lock)
     _loading: threading.Lock = field(default_factory=threading.Lock)
     _starting: threading.Lock = field(default_factory=threading.Lock)
