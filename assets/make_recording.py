@@ -1,7 +1,7 @@
 """Records the app on the tiny checkpoint, from a check to a comparison, as one animated picture for the README.
 
 python assets/make_recording.py                # assets/recording.webp
-python assets/make_recording.py --steps 60     # a shorter training; the LoRA then hardly hops
+python assets/make_recording.py --clips 6 --steps 60    # quicker; the LoRA then hardly hops
 python assets/make_recording.py --frames DIR   # the pictures that it is made of, too
 
 It starts the app in a new folder, drives it in Chromium as a visitor does, and shows what takes long in a shorter time:
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 from playwright.sync_api import Locator, Page, sync_playwright
+
+from studio.core.assets import asset_path
 
 WINDOW = {"width": 1280, "height": 760}
 SIZE = (960, 570)
@@ -53,6 +56,11 @@ class Recorder:
         self.caption = ""
         self.pictures: list[Image.Image] = []
         self.milliseconds: list[int] = []
+
+    def begin(self, caption: str) -> None:
+        """What the line at the foot says from now on."""
+        self.caption = caption
+        print(f"{sum(self.milliseconds) / 1000:5.1f} s  {caption}", flush=True)
 
     def show(self, milliseconds: int) -> None:
         """The page as it is now, for so long."""
@@ -111,13 +119,13 @@ class Recorder:
         return picture
 
 
-def record(page: Page, recorder: Recorder, num_steps: int) -> None:
-    """What a visitor does, room by room."""
+def record(page: Page, recorder: Recorder, num_steps: int, project: Path | None) -> None:
+    """What a visitor does, room by room; without a project, with the demo."""
 
     def at(selector: str) -> Locator:
         return page.locator(selector).first
 
-    recorder.caption = "1  Check: every clip with its verdict, and a mend for what is wrong"
+    recorder.begin("1  Check: every clip with its verdict, and a mend for what is wrong")
     recorder.play(0.8)
     recorder.click(at("#use-broken"))
     at(".summary").wait_for()
@@ -127,8 +135,13 @@ def record(page: Page, recorder: Recorder, num_steps: int) -> None:
     at("#mend-panel").scroll_into_view_if_needed()
     recorder.play(2.4)
     to_top(page)
-    recorder.click(at("#use-demo"))
-    page.wait_for_function("document.querySelectorAll('.clip').length > 8")
+    if project is None:
+        recorder.click(at("#use-demo"))
+    else:
+        page.fill("#dataset-path input, #dataset-path textarea", str(project))
+        recorder.click(page.get_by_role("button", name="Open", exact=True))
+    at(".summary .path:has-text('shapes')").wait_for()
+    page.wait_for_function("!document.querySelector('.summary .path').innerText.includes('broken')")
     recorder.play(1.2)
     recorder.click(page.locator(".clip").nth(1))
     page.wait_for_function("document.querySelector('#clip-player video')?.duration > 0")
@@ -137,18 +150,18 @@ def record(page: Page, recorder: Recorder, num_steps: int) -> None:
     to_top(page)
     recorder.click(at("#to-train"))
     at("#plan .facts").wait_for()
-    recorder.caption = "2  Train: what it takes is said beforehand"
+    recorder.begin("2  Train: what it takes is said beforehand")
     page.fill("#steps input", str(num_steps))
     page.press("#steps input", "Enter")
     recorder.play(2.0)
     recorder.click(at("#train"))
-    recorder.caption = f"2  Train: {num_steps} steps on a laptop's processor, shown in a few seconds"
+    recorder.begin(f"2  Train: {num_steps} steps on a laptop's processor, shown in a few seconds")
     page.wait_for_selector("[data-points]", timeout=1000 * PATIENCE)
     at("#loss").scroll_into_view_if_needed()
     recorder.lapse(lambda: page.locator("[data-state='finished']").count() > 0, every=num_steps / 45, shown=0.22)
     recorder.play(1.5)
 
-    recorder.caption = "3  Sample: a start frame, a sentence, the new LoRA; without and with it, of one seed"
+    recorder.begin("3  Sample: a start frame, a sentence, the new LoRA; without and with it, of one seed")
     recorder.click(at("#to-sample"))
     page.wait_for_function("/^\\d{8}-/.test(document.querySelector('#lora-choice input').value)")
     recorder.play(0.6)
@@ -158,17 +171,17 @@ def record(page: Page, recorder: Recorder, num_steps: int) -> None:
     recorder.play(1.0)
     recorder.click(at("#render"))
     at("#stage").scroll_into_view_if_needed()
-    recorder.caption = "3  Sample: the frames as they emerge"
+    recorder.begin("3  Sample: the frames as they emerge")
     done = page.locator(".entry.is-done")
     recorder.lapse(lambda: done.count() >= 2 and at("#judge video").is_visible(), every=0.5, shown=0.3)
 
-    recorder.caption = "4  Judge: both videos under one clock"
+    recorder.begin("4  Judge: both videos under one clock")
     at("#judge").scroll_into_view_if_needed()
     page.wait_for_function("document.querySelector('#judge video')?.readyState >= 2")
     recorder.play(0.5)
     recorder.click(at("#judge [data-do='play']"))
     recorder.play(3.6, every=0.2)
-    recorder.caption = "4  Judge: where they differ"
+    recorder.begin("4  Judge: where they differ")
     recorder.click(at("#judge [data-mode-of='heat']"))
     recorder.play(2.6, every=0.2)
 
@@ -185,6 +198,26 @@ def choose(recorder: Recorder, field: Locator, number: int) -> None:
 def to_top(page: Page) -> None:
     """Scrolls to the beginning of the page."""
     page.evaluate("scrollTo(0, 0)")
+
+
+def few_clips(folder: Path, count: int) -> Path:
+    """A copy of the demo for a slow machine: `count` clips to train on, one by one, half as large and half as long."""
+    project = Path(shutil.copytree(asset_path("shapes"), folder / "shapes"))
+    for part, most in (("train", count), ("val", 2)):
+        for clip in sorted((project / part / "clips").glob("*.mp4"))[most:]:
+            for file in project.glob(f"{part}/*/{clip.stem}.*"):
+                file.unlink()
+    config, datasets = project / "config.json", project / "multidatabackend.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"train_batch_size": 1, "validation_resolution": "64x64"})
+    )
+    small = (
+        datasets.read_text()
+        .replace('"resolution": 128', '"resolution": 64')
+        .replace('"num_frames": 17', '"num_frames": 9')
+    )
+    datasets.write_text(small)
+    return project
 
 
 @contextmanager
@@ -218,6 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("recording.webp"))
     parser.add_argument("--steps", type=int, default=400, help="of the training; the demo has 400")
+    parser.add_argument("--clips", type=int, help="so many of the demo's clips alone: quicker")
     parser.add_argument("--frames", type=Path, help="a folder for the pictures")
     options = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -236,7 +270,7 @@ def main() -> None:
         page.wait_for_selector("#use-demo")
         recorder = Recorder(page)
         try:
-            record(page, recorder, options.steps)
+            record(page, recorder, options.steps, options.clips and few_clips(Path(folder), options.clips))
         finally:
             if options.frames:
                 options.frames.mkdir(parents=True, exist_ok=True)
