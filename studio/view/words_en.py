@@ -668,8 +668,7 @@ TEXTS = {
     "sample.refine_space": "720p",
     "sample.refine_both": "720p at 30 frames a second",
     "sample.unavailable": (
-        "16 steps and 720p take LoRAs that are published beside LongCat-Video; the checkpoint {source} "
-        "has none."
+        "16 steps and 720p take LoRAs that are published beside LongCat-Video; the checkpoint {source} has none."
     ),
     "sample.plan_frames": "{frames} frames at {width} x {height} px",
     "sample.plan_seconds": "{seconds} s of video",
@@ -678,8 +677,7 @@ TEXTS = {
     "sample.plan_refined": "then {width} x {height} px at {fps} a second",
     "sample.advice_guidance": "Guidance above {most} lets the first frame drift: {keeps} to 4 keeps it.",
     "sample.advice_drift": (
-        "The first frame has drifted from the start frame. Lower the guidance (3.5 to 4), or take fewer "
-        "steps."
+        "The first frame has drifted from the start frame. Lower the guidance (3.5 to 4), or take fewer steps."
     ),
     "sample.advice_frozen": "Hardly anything moves. Say in the prompt what moves and how, or try another seed.",
     "sample.keeps": "keeps the start frame {decibels} dB",

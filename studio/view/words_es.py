@@ -671,8 +671,7 @@ TEXTS = {
     "sample.refine_space": "720p",
     "sample.refine_both": "720p a 30 fotogramas por segundo",
     "sample.unavailable": (
-        "Los 16 pasos y el 720p necesitan los LoRA publicados junto a LongCat-Video; el modelo {source} "
-        "no los tiene."
+        "Los 16 pasos y el 720p necesitan los LoRA publicados junto a LongCat-Video; el modelo {source} no los tiene."
     ),
     "sample.plan_frames": "{frames} fotogramas a {width} x {height} px",
     "sample.plan_seconds": "{seconds} s de vídeo",
@@ -680,12 +679,10 @@ TEXTS = {
     "sample.plan_videos": "{n} vídeos con una semilla",
     "sample.plan_refined": "luego {width} x {height} px a {fps} por segundo",
     "sample.advice_guidance": (
-        "Una guía por encima de {most} deja que el primer fotograma derive: entre {keeps} y 4 se "
-        "mantiene."
+        "Una guía por encima de {most} deja que el primer fotograma derive: entre {keeps} y 4 se mantiene."
     ),
     "sample.advice_drift": (
-        "El primer fotograma se ha alejado de la imagen inicial. Baja la guía (3,5 a 4), o usa menos "
-        "pasos."
+        "El primer fotograma se ha alejado de la imagen inicial. Baja la guía (3,5 a 4), o usa menos pasos."
     ),
     "sample.advice_frozen": "Casi nada se mueve. Di en el texto qué se mueve y cómo, o prueba otra semilla.",
     "sample.keeps": "mantiene la imagen inicial {decibels} dB",
