@@ -37,12 +37,14 @@ QUALITIES = (70, 60, 50, 40, 30, 20)
 """Of WebP; the first one that is small enough is taken."""
 PATIENCE = 30 * 60
 """Seconds for what trains or renders on a busy CPU."""
-POINTER = """
+POINTER_WITHOUT_PATHS = """
 addEventListener("DOMContentLoaded", () => {
   const dot = document.createElement("div");
   dot.style.cssText = "position:fixed;z-index:99999;width:22px;height:22px;margin:-11px;border-radius:50%;" +
     "background:#1f5fd055;border:2px solid #1f5fd0;pointer-events:none;left:-50px;top:-50px";
-  document.body.append(dot);
+  const style = document.createElement("style");
+  style.textContent = ".summary .path { opacity: 0 }";
+  document.body.append(dot, style);
   addEventListener("mousemove", (e) => { dot.style.left = e.clientX + "px"; dot.style.top = e.clientY + "px"; }, true);
 });
 """
@@ -138,7 +140,7 @@ def record(page: Page, recorder: Recorder, num_steps: int, project: Path | None)
     if project is None:
         recorder.click(at("#use-demo"))
     else:
-        page.fill("#dataset-path input, #dataset-path textarea", str(project))
+        page.fill("#dataset-path input, #dataset-path textarea", project.name)
         recorder.click(page.get_by_role("button", name="Open", exact=True))
     at(".summary .path:has-text('shapes')").wait_for()
     page.wait_for_function("!document.querySelector('.summary .path').innerText.includes('broken')")
@@ -176,13 +178,14 @@ def record(page: Page, recorder: Recorder, num_steps: int, project: Path | None)
     recorder.lapse(lambda: done.count() >= 2 and at("#judge video").is_visible(), every=0.5, shown=0.3)
 
     recorder.begin("4  Judge: both videos under one clock")
-    at("#judge").scroll_into_view_if_needed()
+    to_top(page, "#judge")
     page.wait_for_function("document.querySelector('#judge video')?.readyState >= 2")
     recorder.play(0.5)
     recorder.click(at("#judge [data-do='play']"))
     recorder.play(3.6, every=0.2)
     recorder.begin("4  Judge: where they differ")
     recorder.click(at("#judge [data-mode-of='heat']"))
+    to_top(page, "#judge")
     recorder.play(2.6, every=0.2)
 
 
@@ -195,9 +198,9 @@ def choose(recorder: Recorder, field: Locator, number: int) -> None:
     option.click()
 
 
-def to_top(page: Page) -> None:
-    """Scrolls to the beginning of the page."""
-    page.evaluate("scrollTo(0, 0)")
+def to_top(page: Page, selector: str = "body") -> None:
+    """Scrolls until this is at the top of the window."""
+    page.evaluate("selector => document.querySelector(selector).scrollIntoView()", selector)
 
 
 def few_clips(folder: Path, count: int) -> Path:
@@ -265,7 +268,7 @@ def main() -> None:
         )
         page = browser.new_context(viewport=WINDOW, color_scheme="light").new_page()  # pyright: ignore[reportArgumentType]
         page.set_default_timeout(120_000)
-        page.add_init_script(POINTER)
+        page.add_init_script(POINTER_WITHOUT_PATHS)
         page.goto(address)
         page.wait_for_selector("#use-demo")
         recorder = Recorder(page)
