@@ -1,6 +1,7 @@
 """One request through every face: the same frames before they are encoded, and the same in the mp4, bit for bit."""
 
 import hashlib
+import time
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from safetensors.torch import save_file
 from studio.cli import main
 from studio.core.model.lora import LoraFile
 from studio.core.sample import sampler
-from studio.core.sample.queue import EntryState, SampleQueue
+from studio.core.sample.desk import SampleDesk
+from studio.core.sample.queue import EntryState
 from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest
 from studio.core.sample.sampler import sample
 from studio.core.sample.video import read_video
 
+SECONDS = 120
 PICTURE = np.random.default_rng(0).integers(60, 200, (40, 48, 3), np.uint8)
 
 
@@ -71,7 +74,7 @@ def asked(request, lora, tmp_path):
     ]  # fmt: skip
 
 
-def test_core_command_notebook_and_queue(asked, tiny_bundle, tmp_path, raw):
+def test_core_command_notebook_and_the_desk_of_the_app(asked, tiny_bundle, tmp_path, raw):
     pytest.importorskip("ipywidgets")
     from studio.nb.sampling import sample_panel
 
@@ -83,11 +86,18 @@ def test_core_command_notebook_and_queue(asked, tiny_bundle, tmp_path, raw):
     panel.start.click()
     (notebook,) = panel.wait()
 
-    queue = SampleQueue(tmp_path / "queue")
-    queue.add(request)
-    for _ in queue.run(lambda _: tiny_bundle, tmp_path / "gallery"):
-        pass
-    (entry,) = queue.entries()
+    # What the app holds: its room Sample puts requests into this queue, and this thread renders them.
+    desk = SampleDesk(tmp_path / "gallery", lambda _: tiny_bundle)
+    desk.queue.add(request)
+    desk.start()
+    try:
+        deadline = time.monotonic() + SECONDS
+        while desk.snapshot().is_busy:
+            assert time.monotonic() < deadline, "waited too long"
+            time.sleep(0.02)
+    finally:
+        desk.stop()
+    (entry,) = desk.queue.entries()
     assert entry.state is EntryState.DONE, entry.message
 
     videos = [tmp_path / "core.mp4", tmp_path / "command.mp4", notebook, tmp_path / "gallery" / f"{entry.video}.mp4"]
