@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from studio.cli_runs import add_runs_command
 from studio.cli_sample import add_sample_command
 from studio.core.errors import StudioError
-from studio.core.runlog import RunFolder, RunState, newest_unfinished
+from studio.core.runlog import RunFolder, RunState, newest_unfinished, run_at
 from studio.core.simpletuner import read_project
 from studio.view.terminal import (
     TrainBar,
@@ -104,7 +104,10 @@ def _parser() -> argparse.ArgumentParser:
     mend.set_defaults(run=_mend)
 
     train = commands.add_parser("train", help="train a LoRA", description=TRAIN, epilog=TRAIN_CODES)
-    train.add_argument("--config", type=Path, required=True, help="a config.json, or a dataset folder")
+    train.add_argument(
+        "--config", type=Path, required=True,
+        help="a config.json, a dataset folder, or the folder of a run to begin or go on with",
+    )  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on with the newest unfinished run of this dataset")
     train.add_argument("--gpus", type=_count, metavar="N", help="so many processes, one a GPU (default: 1)")
     train.add_argument("--shard", action="store_true", help="with --gpus: each holds a part of the base (FSDP2)")
@@ -112,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="measure what a step of training takes, and whether it fits this device")
     fit.add_argument("project", type=Path, help="a config.json, or a dataset folder")
+    fit.add_argument("--gpus", type=_count, metavar="N", default=1, help="as one of so many GPUs (DDP; default: 1)")
     fit.set_defaults(run=_fit)
 
     add_sample_command(commands)
@@ -249,17 +253,25 @@ def _train(options: argparse.Namespace) -> int:
     _quiet_libraries()
     if options.shard and not options.gpus:
         raise StudioError("--shard goes with --gpus.", "Say over how many GPUs the base is to lie.")
-    if options.gpus and not is_one_of_many():
-        return start_on_gpus(options.given, options.gpus, is_sharded=options.shard)
-    device = read_project(options.config).run.model.device if is_one_of_many() else ""
+    begun = run_at(options.config)
+    is_worker, device = is_one_of_many(), "auto"
+    if is_worker or options.gpus:
+        device = (begun.config() if begun else read_project(options.config).run).model.device
+    if options.gpus and not is_worker:
+        return start_on_gpus(options.given, options.gpus, is_sharded=options.shard, device=device)
     with joined(device) as processes:
-        return _train_with(options, processes) if processes.is_main else _train_beside(options, processes)
+        return _train_with(options, begun, processes) if processes.is_main else _train_beside(options, processes)
 
 
-def _train_with(options: argparse.Namespace, processes: Processes) -> int:
+def _train_with(options: argparse.Namespace, begun: RunFolder | None, processes: Processes) -> int:
     """The one process, or the first of several, which tells the others what there is to train."""
     from studio.core.train.preflight import preflight
 
+    if begun is not None:
+        if begun.state() is RunState.FINISHED:
+            raise StudioError(f"The run {begun.name} is finished.", "Give the config.json of a new run.")
+        processes.tell(str(begun.path))
+        return follow(begun, processes=processes)
     project, report = _checked(options.config)
     if not report.is_ok:
         print_report(report)
@@ -270,7 +282,7 @@ def _train_with(options: argparse.Namespace, processes: Processes) -> int:
         unfinished = newest_unfinished(project.run.output_dir, project.run.data)
         processes.tell(str(unfinished.path))
         return follow(unfinished, processes=processes)
-    run = replace(project.run, num_processes=processes.count)
+    run = replace(project.run, num_processes=processes.count, is_sharded=processes.is_sharded)
     plan = preflight(run, report)
     print_preflight(plan)
     processes.tell(NEW_RUN if plan.is_ok else "")
@@ -289,7 +301,7 @@ def _train_beside(options: argparse.Namespace, processes: Processes) -> int:
     resume, report = RunFolder(Path(told)) if told != NEW_RUN else None, None
     if resume is None:
         project, report = check_project(options.config)
-        config = replace(project.run, num_processes=processes.count)
+        config = replace(project.run, num_processes=processes.count, is_sharded=processes.is_sharded)
     else:
         config = resume.config()
     leave_signals_to_the_first((signal.SIGINT, signal.SIGTERM))
@@ -342,7 +354,8 @@ def _fit(options: argparse.Namespace) -> int:
     for notice in bundle.notices:
         print(notice, file=sys.stderr)
     bar = CountBar("measuring", "size")
-    fit = fit_of(project.run, bundle, report, on_progress=bar.show)
+    config = replace(project.run, num_processes=options.gpus)
+    fit = fit_of(config, bundle, report, on_progress=bar.show)
     bar.close()
     print_fit(fit)
     return 0 if fit.fits else USER_ERROR

@@ -265,3 +265,5 @@ class RunConfig:
     num_processes: int = 1
     """How many processes share a step: it has `train_batch_size` clips for each. Not changed when the run goes on with
     fewer: what a step learns from stays the same."""
+    is_sharded: bool = False
+    """Each of several processes holds a part of the frozen transformer (FSDP2)."""

@@ -6,6 +6,7 @@
         run.lock         locked while a process writes the run
         checkpoints/ samples/ lora/
         requests/        what the run is asked to do, a file each
+        processes.log    what several processes said that an app started for the run
 
 Whoever watches a run reads this folder and nothing else.
 """
@@ -267,6 +268,16 @@ def list_runs(output_dir: Path) -> tuple[RunFolder, ...]:
     # The name tells the second; within one second the clock of the file system decides.
     newest_first = sorted(configs, key=lambda run: (run[0].name[:15], run[1]), reverse=True)
     return tuple(RunFolder(path) for path, _ in newest_first)
+
+
+def run_at(path: Path) -> RunFolder | None:
+    """The run whose folder this is; None for a project, a dataset or anything else."""
+    run = RunFolder(path.absolute())
+    try:
+        run.config()
+    except ConfigError:
+        return None
+    return run
 
 
 def is_of_data(run: RunFolder, data: DataConfig) -> bool:

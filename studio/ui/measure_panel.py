@@ -32,6 +32,7 @@ class Measured:
         """The fit, where it is that of `config` too."""
         mine = self.config
         is_same = (mine.model, mine.data, mine.lora) == (config.model, config.data, config.lora)
+        is_same = is_same and (mine.num_processes, config.is_sharded) == (config.num_processes, False)
         return self.fit if is_same else None
 
 

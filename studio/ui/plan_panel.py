@@ -17,6 +17,7 @@ from studio.core.train.retry import concrete
 from studio.core.types import DatasetReport, Severity
 from studio.ui import markup, plan_markup
 from studio.ui.follow import Step
+from studio.ui.gpu_choice import ONE, build_gpu_choice, on_gpus
 from studio.ui.measure_panel import Measured, build_measure_panel
 from studio.ui.settings_editor import build_settings_editor, key_rows, put_into, texts_in_use, use_texts
 from studio.ui.workshop import Opened, Workshop
@@ -28,7 +29,7 @@ class PlanPanel:
     """The parts that the room needs."""
 
     fields: list[Any]
-    """What `config` takes after the path."""
+    """What `config` takes after the path: the few settings, then the choice of GPUs."""
     config: Callable[..., tuple[RunConfig, DatasetReport]]
     """config(path, *fields): what a run would be, with the fields of the page. Raises StudioError where it may not
     start.
@@ -43,16 +44,18 @@ class PlanPanel:
 def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     """Lays the column out, where it is called, and connects it; `path` holds that of the open dataset."""
     blocked: dict[str | None, bool] = {}
+    chosen: dict[str | None, tuple[Any, ...]] = {}
     plan = gr.HTML(markup.empty_state(w("train.empty")), elem_id="plan")
     measuring, connect_measuring = build_measure_panel(workshop, w)
     message = gr.HTML(elem_id="plan-message")
     with gr.Group(visible=False) as settings:
         fields = _fields(w)
+        gpus = build_gpu_choice(workshop.num_gpus, w)
     written_fields = gr.State(None)
     with gr.Column(visible=False) as all_settings:
         editor = build_settings_editor(workshop, w, path)
     outputs = [plan, measuring.fit, measuring.measure, measuring.mend, message, settings, all_settings,
-               measuring.known, written_fields, *fields, *editor.codes, *editor.told, editor.table]  # fmt: skip
+               measuring.known, written_fields, *fields, *gpus, *editor.codes, *editor.told, editor.table]  # fmt: skip
 
     def draw(target: str | None, config: RunConfig, report: DatasetReport, known: Measured | None) -> str:
         """The plan; whether it blocks is noted."""
@@ -79,10 +82,11 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     def shown(target: str | None, opened: Opened) -> list[Any]:
         """Updates of everything, from the settings in use."""
         values, texts = few_values(opened.project.run, opened), texts_in_use(opened)
-        config, report = run_config(workshop, target, tuple(values), w)
+        on = chosen.get(target, ONE)
+        config, report = run_config(workshop, target, (*values, *on), w)
         visible, hidden = gr.update(visible=True), gr.update(visible=False)
         return [
-            draw(target, config, report, None), "", visible, hidden, "", visible, visible, None, values, *values,
+            draw(target, config, report, None), "", visible, hidden, "", visible, visible, None, values, *values, *on,
             texts.config, texts.datasets, *editor.check(opened, config, texts.config, texts.datasets),
             key_rows(opened, "", w),
         ]  # fmt: skip
@@ -97,16 +101,18 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
     ) -> list[Any]:
         """The plan follows a field, and so does the text of the editor, where all else that was typed stays."""
         opened = workshop.opened.get(target or "")
-        if opened is None or None in values:
+        few, on = values[: len(KEYS)], values[len(KEYS) :]
+        if opened is None or None in few:
             return [gr.skip()] * 6
+        chosen[target] = on
         texts = written(opened, config, datasets)
-        changed = put_into(texts, changes(values, before or few_values(opened.project.run, opened)), opened)
+        changed = put_into(texts, changes(few, before or few_values(opened.project.run, opened)), opened)
         run, report = run_config(workshop, target, values, w)
         is_new = changed is not None and changed != texts
         is_stale = known is not None and known.of(run) is None
         return [
             draw(target, run, report, known),
-            gr.skip() if changed is None else list(values),
+            gr.skip() if changed is None else list(few),
             changed.config if changed and is_new else gr.skip(),
             *([markup.note(w("plan.measured_other")), gr.update(visible=False), None] if is_stale else [gr.skip()] * 3),
         ]
@@ -115,7 +121,7 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
         opened = workshop.opened.get(target or "")
         if opened is None:
             return [gr.skip()] * len(editor.told)
-        run = None if None in values else run_config(workshop, target, values, w)[0]
+        run = None if None in values[: len(KEYS)] else run_config(workshop, target, values, w)[0]
         texts = written(opened, config, datasets)
         return editor.check(opened, run, texts.config, texts.datasets)
 
@@ -162,20 +168,21 @@ def build_plan_panel(workshop: Workshop, w: Words, path: gr.State) -> PlanPanel:
             return told(markup.failure(error, w))
         return show(target)
 
+    all_fields = [*fields, *gpus]
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     live: dict[str, Any] = {"queue": False, "trigger_mode": "always_last", **quiet}
     gr.on(
-        [field.change for field in fields], change_field,
-        [path, measuring.known, written_fields, *editor.codes, *fields],
+        [field.change for field in all_fields], change_field,
+        [path, measuring.known, written_fields, *editor.codes, *all_fields],
         [plan, written_fields, editor.codes[0], measuring.fit, measuring.mend, measuring.known],
         **live,
     )  # fmt: skip
-    gr.on([code.change for code in editor.codes], check_text, [path, *editor.codes, *fields], editor.told, **live)
+    gr.on([code.change for code in editor.codes], check_text, [path, *editor.codes, *all_fields], editor.told, **live)
     editor.use.click(use, [path, *editor.codes], outputs, **quiet)
     editor.back.click(back, path, outputs, **quiet)
     measuring.mend.click(use_mend, [path, measuring.known, *editor.codes], outputs, **quiet)
-    connect_measuring(path, fields, plan, lambda target, *values: run_config(workshop, target, values, w), draw)
-    return PlanPanel(fields=fields, config=config_to_start, show=show, outputs=outputs, can_start=can_start)
+    connect_measuring(path, all_fields, plan, lambda target, *values: run_config(workshop, target, values, w), draw)
+    return PlanPanel(fields=all_fields, config=config_to_start, show=show, outputs=outputs, can_start=can_start)
 
 
 def _fields(w: Words) -> list[Any]:
@@ -229,13 +236,17 @@ def planned_steps(run: RunConfig, opened: Opened) -> int:
 def run_config(
     workshop: Workshop, target: str | None, values: tuple[Any, ...], w: Words
 ) -> tuple[RunConfig, DatasetReport]:
-    """The settings in use with the fields of the page, and what was checked. Raises StudioError."""
+    """The settings in use with the fields of the page, and the choice of GPUs behind them, and what was checked.
+
+    Raises StudioError.
+    """
     opened = workshop.opened.get(target or "")
     if opened is None:
         raise StudioError(w("train.empty"), "")
-    if None in values:
+    few, on = values[: len(KEYS)], values[len(KEYS) :]
+    if None in few:
         raise StudioError(w("train.field_missing"), w("train.field_missing_remedy"))
-    steps, rate, rank, batch, seed = values
+    steps, rate, rank, batch, seed = few
     run = opened.project.run
     config = replace(
         run,
@@ -245,6 +256,7 @@ def run_config(
         data=replace(run.data, train_batch_size=int(batch)),
         seed=int(seed),
         output_dir=workshop.output_dir_of(opened),
+        **on_gpus(*on),
     )
     return config, opened.report
 

@@ -76,7 +76,8 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
         is_live, waits = snapshot.state.is_live, workshop.can_continue(run)
         asked = workshop.asked(run) if is_live else frozenset()
         action = Action.STOP if is_live else Action.CONTINUE if waits else Action.START
-        state = (snapshot.updated, snapshot.state, asked, workshop.is_training, workshop.latest)
+        own = (workshop.is_training, workshop.is_starting(run))
+        state = (snapshot.updated, snapshot.state, asked, own, workshop.latest)
         return Standing(run, action, state, asked)
 
     def show(standing: Standing, snapshot: RunSnapshot, can_start: bool, number: int) -> list[Any]:
@@ -89,19 +90,22 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
             run.name, snapshot, w, asked=asked, checkpoints=kept, is_ours=is_ours,
             is_of_other_data=state.can_resume and standing.action is Action.START,
         )  # fmt: skip
+        starting = workshop.is_starting(run)
+        if starting:
+            said += markup.note(w("gpus.starting_on", n=starting))
         is_at_work = state in (RunState.RUNNING, RunState.PAUSED)
         can_press = Request.STOP not in asked and not (workshop.is_training and not state.is_live)
-        can_press = can_press and (can_start or standing.action is not Action.START)
+        can_press = can_press and (can_start or standing.action is not Action.START) and not starting
         return [
             f"<div data-number='{number}'>{said}</div>",
             gr.update(
-                value=label(standing, snapshot),
+                value=w("gpus.starting") if starting else label(standing, snapshot),
                 interactive=can_press,
                 variant="stop" if standing.action is Action.STOP else "secondary" if mending["visible"] else "primary",
             ),
             mending,
-            gr.update(visible=standing.action is Action.CONTINUE, interactive=can_start),
-            gr.update(visible=state.is_live),
+            gr.update(visible=standing.action is Action.CONTINUE and not starting, interactive=can_start),
+            gr.update(visible=state.is_live and not starting),
             gr.update(value=w("train.continue" if Request.PAUSE in asked else "train.pause"), visible=state.is_live),
             gr.update(visible=is_at_work, interactive=Request.SAMPLE not in asked),
             gr.update(visible=state is RunState.RUNNING, interactive=Request.SAVE not in asked),

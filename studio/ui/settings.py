@@ -27,5 +27,7 @@ class AppSettings:
     """The demo dataset."""
     broken_demo: Path = field(default_factory=lambda: asset_path(BROKEN_DEMO))
     """The demo dataset with faults in it."""
+    num_gpus: int | None = None
+    """That a run may be given; None: all that PyTorch sees."""
     language: Language = "en"
     """Of the page at /; the other languages have pages of their own."""

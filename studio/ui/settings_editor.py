@@ -122,8 +122,11 @@ def same_settings(project: Project, opened: Opened, in_use: RunConfig) -> bool:
     run, used = project.run, opened.project.run
     steps = replace(run.optim, max_train_steps=run.optim.max_train_steps or in_use.optim.max_train_steps)
     written = replace(run, model=_on_device(project, opened), optim=steps)
-    # Where runs are written is the app's to say unless the settings do.
-    return replace(written, output_dir=in_use.output_dir) == in_use and run.output_dir == used.output_dir
+    # Where runs are written is the app's to say unless the settings do; GPUs have a choice of their own.
+    written = replace(
+        written, output_dir=in_use.output_dir, num_processes=in_use.num_processes, is_sharded=in_use.is_sharded
+    )
+    return written == in_use and run.output_dir == used.output_dir
 
 
 def _on_device(project: Project, opened: Opened) -> ModelConfig:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import uuid4
 
+import torch
 from PIL import Image
 
 from studio.core.config import ModelConfig, RunConfig
@@ -28,8 +29,9 @@ from studio.core.settings_text import SettingsText
 from studio.core.simpletuner import CONFIG_NAME, DEFAULT_OUTPUT, Project
 from studio.core.train.checkpoint_files import newest_whole
 from studio.core.train.fit import Fit, fit_of
-from studio.core.train.job import TrainJob
-from studio.core.train.onerun import told_run
+from studio.core.train.job import TrainJob, open_run
+from studio.core.train.launch import Launched, launch
+from studio.core.train.onerun import TrainingLock, told_run
 from studio.core.train.requests import Request, ask, is_asked, withdraw
 from studio.core.types import DatasetReport, Pair
 from studio.ui.drawings import Drawings
@@ -92,6 +94,8 @@ class Workshop:
     latest: str | None = None
     """Path of the dataset opened last: a reloaded page shows it again."""
     job: TrainJob | None = None
+    launched: Launched | None = None
+    """The run on several GPUs that was begun here last."""
     checks: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a check, by the visitor who asked for it."""
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
@@ -180,6 +184,8 @@ class Workshop:
         """The run of this process while it lives, else that of another process, else the newest on disk."""
         if self.is_training and self.job:
             return self.job.folder
+        if self.launched and self.launched.is_alive:
+            return self.launched.folder
         told = told_run(self.output_dir)
         if told is not None and self.snapshot(told).state.is_live:
             return told
@@ -220,8 +226,20 @@ class Workshop:
         """True while this process trains."""
         return self.job is not None and self.job.is_alive
 
+    @property
+    def num_gpus(self) -> int:
+        """That a run may be given."""
+        return torch.cuda.device_count() if self.settings.num_gpus is None else self.settings.num_gpus
+
+    def is_starting(self, run: RunFolder) -> int:
+        """How many processes are starting to train the run; 0 as soon as its folder tells how it goes."""
+        launched = self.launched
+        return launched.count if launched and launched.folder == run and launched.is_starting else 0
+
     def train(self, config: RunConfig, report: DatasetReport) -> RunFolder:
-        """Starts a run. Raises DatasetError or JobAlreadyRunning."""
+        """Starts a run, on several GPUs as processes of their own. Raises DatasetError or JobAlreadyRunning."""
+        if config.num_processes > 1:
+            return self._launch(config, None, config.num_processes)
         return self._start(TrainJob(config, lambda: self.bundle(config.model), report=report), config.model)
 
     def measure(self, config: RunConfig, report: DatasetReport, progress: Progress) -> Fit:
@@ -231,8 +249,12 @@ class Workshop:
         return fit_of(config, self.bundle(config.model), report, on_progress=progress)
 
     def resume(self, run: RunFolder) -> RunFolder:
-        """Takes a run up again, with its own configuration. Raises StudioError."""
+        """Takes a run up again, with its own configuration, on as many GPUs as it had, or as are here. Raises
+        StudioError.
+        """
         config = run.config()
+        if (count := min(config.num_processes, self.num_gpus)) > 1:
+            return self._launch(config, run, count)
         return self._start(TrainJob(config, lambda: self.bundle(config.model), resume=run), config.model)
 
     def _start(self, job: TrainJob, model: ModelConfig) -> RunFolder:
@@ -243,6 +265,21 @@ class Workshop:
             # Before the thread asks for its model: what it loads must be known to be in use.
             self.job, self._trained = job, model
             return job.start()
+
+    def _launch(self, config: RunConfig, resume: RunFolder | None, count: int) -> RunFolder:
+        with self._starting:
+            if self.launched and self.launched.is_alive:
+                name = self.launched.folder.name
+                raise JobAlreadyRunning(f"The run {name} is being trained already.", "Wait until it ends, or stop it.")
+            # Refused here where another run is going on; the processes then hold it themselves.
+            TrainingLock(config).release()
+            config, folder = open_run(config, resume)
+            with self._loading:
+                # They need the memory of all GPUs.
+                self._bundles = {}
+                release()
+            self.launched = launch(folder, count, is_sharded=config.is_sharded)
+            return folder
 
     def stop(self, run: RunFolder) -> None:
         """Asks a run, whichever process trains it, to stop after its step. Raises ConfigError."""

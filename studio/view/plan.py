@@ -29,6 +29,8 @@ def plan_rows(plan: Preflight, w: Words) -> list[tuple[str, str]]:
         rows.append((w("plan.device"), f"{plan.device.upper()}, {precision}"))
     if plan.attention:
         rows.append((w("plan.attention"), w(f"chip.{plan.attention.kind}")))
+    if plan.num_processes > 1:
+        rows.append((w("gpus.label"), _gpus(plan, w)))
     rows.append((w("plan.backward"), w(f"plan.attention_{plan.attention_kept}")))
     rows.append((w("plan.result"), _result(plan, w)))
     return rows
@@ -58,7 +60,16 @@ def _time(plan: Preflight, w: Words) -> str:
     if plan.seconds is None or plan.seconds_per_step is None:
         return w("plan.time_unknown")
     told = {"time": w.duration(plan.seconds), "pace": pace(plan.seconds_per_step, w)}
+    if plan.num_processes > 1 and plan.pace_from == "fit":
+        return w("gpus.time_fit", **told)
     return w(f"plan.time_{plan.pace_from}", **told)
+
+
+def _gpus(plan: Preflight, w: Words) -> str:
+    """How the processes share a step, and the base."""
+    shared = w("gpus.plan_sharded" if plan.is_sharded else "gpus.plan_whole")
+    told = {"n": plan.num_processes, "each": plan.batch_size, "clips": plan.effective_batch}
+    return f"{w('gpus.plan', **told)} {shared}"
 
 
 def _disk(disk: DiskUse, w: Words) -> str:

@@ -267,10 +267,13 @@ def _watch(processes: Processes, reader: socket.socket, ended: threading.Event) 
                 os._exit(128 + signal.SIGTERM)
 
 
-def start_on_gpus(arguments: Sequence[str], count: int, *, is_sharded: bool = False) -> int:
-    """`start_processes`, one for each of `count` GPUs. Raises DeviceError: there are fewer."""
+def start_on_gpus(arguments: Sequence[str], count: int, *, is_sharded: bool = False, device: str = "auto") -> int:
+    """`start_processes`, one for each of `count` GPUs, or as many on the CPU where that is the `device`.
+
+    Raises DeviceError: there are fewer GPUs.
+    """
     available = torch.cuda.device_count()
-    if count > available:
+    if device != "cpu" and count > available:
         raise too_few_gpus(count, available)
     return start_processes(arguments, count, is_sharded=is_sharded)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from studio.core.config import RunConfig
 from studio.core.data.dataset import BatchSampler, training_pairs
-from studio.core.errors import DatasetError
+from studio.core.errors import ConfigError, DatasetError
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import (
     NOTHING_HELPS,
@@ -130,13 +130,18 @@ def fit_of(
     total) of what is measured.
 
     Raises:
+        ConfigError: no process would hold the whole transformer.
         DatasetError: no pair is ready.
         JobAlreadyRunning: an adapter is in training on this transformer.
     """
+    if config.is_sharded:
+        raise ConfigError(
+            "What a step takes is measured on one GPU that holds the whole base.", "Measure it without splitting."
+        )
     pairs = training_pairs(report, config)
     if not pairs:
         raise DatasetError("No clip is ready to train on.", "Check the dataset, and mend what it lists.")
-    batches = BatchSampler(pairs, config.data, config.seed).batches
+    batches = BatchSampler(pairs, config.data, config.seed, config.num_processes).batches
     bucket, batch_size = largest_first(batches)[0]
     said = f"The device ran out of memory before a step of {bucket} with batch size {batch_size} could be measured."
     with bundle.lock, memory_errors(said, lambda: remedy_for_step(config, bundle, None, bucket, batch_size)):

@@ -69,7 +69,7 @@ class TrainJob:
         lock = TrainingLock(self._config)
         try:
             report = _checked(self._config, self._report)
-            self._config, folder = _open_run(self._config, self._resume)
+            self._config, folder = open_run(self._config, self._resume)
             lock.tell(folder)
         except BaseException:
             lock.release()
@@ -156,7 +156,7 @@ def run_inline(
             config, folder = _begun(config, resume), RunFolder(Path(processes.tell()))
             _follow(config, folder, load, checked, resume=resume is not None, processes=processes)
             return folder
-        config, folder = _open_run(config, resume)
+        config, folder = open_run(config, resume)
         lock.tell(folder)
         processes.tell(str(folder.path))
         _drive(
@@ -250,8 +250,13 @@ def _tell_failure(folder: RunFolder, failed: RunFailed) -> None:
         logger.warning("run=%s cannot be told to have failed: %s", folder.name, error)
 
 
-def _open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, RunFolder]:
-    """The folder of a new run, or that of `resume`; a LoRA to begin with gives rank and alpha. Raises AdapterError."""
+def open_run(config: RunConfig, resume: RunFolder | None) -> tuple[RunConfig, RunFolder]:
+    """The folder of a new run, or that of `resume`; a LoRA to begin with gives rank and alpha.
+
+    Raises:
+        AdapterError: that LoRA cannot be read.
+        ConfigError: a tracker of `report_to` is not installed, or no folder can be made.
+    """
     require_trackers(config)
     config = _begun(config, resume)
     if resume is None:

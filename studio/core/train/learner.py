@@ -37,7 +37,7 @@ from studio.core.types import Pair
 MAY_CHANGE = (
     "output_dir", "sharing", "validation", "model.device", "model.gradient_checkpointing", "model.keep_attention",
     "model.blocks_to_swap", "model.block_swap_device", "model.group_offload", "model.vae_tiling", "optim.checkpoint",
-    "lora.init_from",
+    "lora.init_from", "is_sharded",
 )  # fmt: skip
 """Parts of a configuration that may differ when a run is resumed: they change no loss."""
 _LENGTH = ("optim.max_train_steps", "optim.num_train_epochs")

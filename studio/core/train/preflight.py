@@ -96,6 +96,14 @@ class Preflight:
     """None until it is measured."""
     pace_from: Literal["fit", "run"] | None
     """A measurement, or an earlier run with the same model, sizes and batches."""
+    num_processes: int
+    """They share every step, one on each GPU."""
+    is_sharded: bool
+    """Each holds a part of the base."""
+    batch_size: int
+    """Clips that one of them puts through the model at once, at most."""
+    effective_batch: int
+    """Clips that an optimiser step learns from, at most."""
     rank: int
     num_parameters: int | None
     """Of the adapter; None while the model is not on this machine."""
@@ -181,6 +189,10 @@ def preflight(
         num_passes=passes,
         seconds_per_step=pace,
         pace_from=pace_from,
+        num_processes=config.num_processes,
+        is_sharded=config.is_sharded,
+        batch_size=config.data.train_batch_size,
+        effective_batch=sampler.batch_size * config.optim.gradient_accumulation_steps,
         rank=rank,
         num_parameters=num_parameters,
         source=config.model.source,
@@ -298,7 +310,7 @@ def _attention_kept(
         return "all"
     if model.keep_attention is not None:
         return "yes" if model.keep_attention else "no"
-    if device is None or device.type != "cuda":
+    if device is None or device.type != "cuda" or config.is_sharded:
         return "no"
     return "measured" if fit is None else "yes" if fit.keeps_attention else "no"
 
@@ -328,7 +340,8 @@ def _work(config: RunConfig) -> tuple[object, ...]:
     """What the seconds of a step depend on."""
     sizes = tuple((d.directory.absolute(), d.resolution, d.resolution_type, d.num_frames) for d in config.data.datasets)
     data = (config.data.aspect_bucket_alignment, config.data.framerate, config.data.train_batch_size)
-    return config.model, sizes, data, config.optim.gradient_accumulation_steps
+    shared = (config.num_processes, config.is_sharded)
+    return config.model, sizes, data, config.optim.gradient_accumulation_steps, shared
 
 
 def _disk(
