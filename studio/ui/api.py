@@ -6,7 +6,6 @@ No parameter is a path or an address: a start frame comes as text, a LoRA, a vid
 # Without annotations from the future: gradio reads the types of the events.
 
 import asyncio
-import math
 import re
 import tempfile
 from base64 import b64decode
@@ -245,8 +244,8 @@ def _text(key: str, value: Any) -> str:
 
 
 def _number(key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigError(f"{key} is no number.", "Send a number.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key} is no number that can be used.", "Send a number.")
     return float(value)
 
 

@@ -30,7 +30,7 @@ from studio.core.model.lora import LoraFile
 from studio.core.sample.request import DISTILLED_STEPS, SampleRequest
 from studio.core.sample.sampler import sample
 from studio.ui import markup
-from studio.ui.guard import CheckedCalls, SmallRequestsOnly
+from studio.ui.guard import CheckedCalls, RoomForUploads, SmallRequestsOnly
 from studio.ui.settings import DEMO
 from studio.ui.space_render import MAX_SECONDS, Sampler, updates
 from studio.ui.theme import CSS, HEAD, studio_theme
@@ -43,6 +43,10 @@ MAX_WAITING = 8
 KEPT_SECONDS = 1800
 """Uploads and videos are deleted after that."""
 SWEEP_SECONDS = 300
+MAX_CALL = 2**20
+"""Bytes: files are uploaded before."""
+LEAST_ROOM = 2 * 2**30
+"""Bytes of the disk that uploads leave free, for videos among others."""
 
 EXAMPLE_MOTIONS = ("moves right", "swings left and back", "grows", "moves down")
 
@@ -79,7 +83,8 @@ def launch(*, port: int | None = None) -> None:
     spaces = _spaces()
     offer = ON_GPU if torch.cuda.is_available() else ON_CPU
     with tempfile.TemporaryDirectory(prefix="longcat-space-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
+        uploads = Path(folder) / "gradio"
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
         bundle = load_bundle(offer.model)
 
         def sampler(request: SampleRequest, out: Path) -> Iterator[SampleEvent]:
@@ -105,7 +110,8 @@ def launch(*, port: int | None = None) -> None:
             app_kwargs={
                 "middleware": [
                     Middleware(SmallRequestsOnly, most=(offer.max_megabytes + 1) * 2**20),
-                    Middleware(CheckedCalls),
+                    Middleware(RoomForUploads, folder=uploads, least=LEAST_ROOM, seconds=KEPT_SECONDS),
+                    Middleware(CheckedCalls, most=MAX_CALL),
                 ]
             },
         )
@@ -247,7 +253,7 @@ def asked(values: Sequence[Any], offer: Offer, w: Words) -> SampleRequest:
 
 def _number(value: Any, least: float, most: float, w: Words) -> float:
     """The number, brought between both. Raises StudioError: it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf <= value <= math.inf:
         raise StudioError(w("space.no_number"), w("space.no_number_remedy"))
     return min(most, max(least, value))
 

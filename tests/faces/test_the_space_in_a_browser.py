@@ -4,6 +4,7 @@
 """
 
 import http.client
+import json
 import os
 import socket
 import subprocess
@@ -106,6 +107,22 @@ def test_too_long_uploads_are_refused(space):
     connection.putheader("Content-Length", str(22 * 2**20))
     connection.endheaders()
     assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_a_picture_that_was_not_uploaded_is_not_opened(space):
+    """gradio does not look where one lies that has no mark of an upload."""
+    connection = http.client.HTTPConnection(space[0].partition("://")[2], timeout=30)
+    connection.request("GET", "/config")
+    events = json.loads(connection.getresponse().read())["dependencies"]
+    number = next(event["id"] for event in events if event["api_name"].startswith("render"))
+    picture = {"path": str(next(Path(FOLDER).rglob("*.png")))}
+    for path in ("queue/join", "queue/join%0A", "run/predict", "stream/x"):
+        body = {"data": [picture, "it moves", None, 1, 5, 1, 0], "fn_index": number, "session_hash": "another"}
+        connection.request("POST", f"/gradio_api/{path}", json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        answer.read()
+        assert answer.status == 403, path
     connection.close()
 
 

@@ -95,7 +95,9 @@ def test_no_text_box_but_the_prompt_and_no_file_but_picture_and_lora(space):
     ("offer", "frames", "steps"), [(ON_CPU, 33, 30), (ON_GPU, 93, 16)], ids=["on a CPU", "on a GPU"]
 )
 def test_what_is_asked_for_stays_within_the_offer(frame, offer, frames, steps):
-    most = asked(values(frame, "x" * 5000, frames=10**9, steps=10**9, seed=10**30, strength=99, lora=frame), offer, EN)
+    most = asked(
+        values(frame, "x" * 5000, frames=10**400, steps=10**9, seed=10**30, strength=99, lora=frame), offer, EN
+    )
     assert (most.num_frames, most.num_inference_steps, most.loras[0].strength) == (frames, steps, 2)
     assert (most.height, most.width, most.refinement, most.num_segments) == (None, None, "none", 1)
     assert len(most.prompt) == 2000
