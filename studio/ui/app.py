@@ -24,7 +24,7 @@ from studio.ui.api import add_api
 from studio.ui.dataset_tab import build_dataset_tab
 from studio.ui.guard import CheckedCalls, OwnSiteOnly, PasswordOnly
 from studio.ui.runs_tab import RunsTab, build_runs_tab
-from studio.ui.sample_tab import build_sample_tab
+from studio.ui.sample_tab import IDLE_SECONDS, build_sample_tab
 from studio.ui.settings import AppSettings
 from studio.ui.theme import CSS, HEAD, studio_theme
 from studio.ui.train_tab import POLL_SECONDS, Seen, build_train_tab
@@ -53,7 +53,10 @@ def build_app(
         links = _language_links(settings, here) if workshop else []
         header = gr.HTML(markup.header(w, _chips(shop, w), links), elem_id="header")
         pulse = gr.HTML(elem_id="pulse")
+        rendering = gr.HTML(elem_id="sample-pulse")
         timer = gr.Timer(POLL_SECONDS)
+        # Here too: what is in a room runs once it was opened.
+        desk_timer = gr.Timer(IDLE_SECONDS, active=False)
         # Here, and not in the room: what a browser keeps is read when the page begins.
         kept = gr.BrowserState({}, storage_key="studio-chart", secret="studio")
         with gr.Tabs(selected="dataset") as tabs:
@@ -62,7 +65,7 @@ def build_app(
             with gr.Tab(w("tab.train"), id="train") as train_room:
                 train = build_train_tab(shop, w, dataset.path, pulse, timer, kept)
             with gr.Tab(w("tab.sample"), id="sample") as sample_room:
-                sample = build_sample_tab(shop, w)
+                sample = build_sample_tab(shop, w, rendering, desk_timer)
             with gr.Tab(w("tab.runs"), id="runs") as runs_room:
                 runs = build_runs_tab(shop, w, tabs)
 

@@ -37,7 +37,7 @@ class JudgePanel:
     """The part that others use."""
 
     names: gr.State
-    """Names of two to four videos of the gallery; those that someone puts in here are shown."""
+    """Names of two to eight videos of the gallery; those that someone puts in here are shown."""
 
 
 def build_judge_panel(workshop: Workshop, w: Words) -> JudgePanel:
@@ -73,8 +73,8 @@ def build_judge_panel(workshop: Workshop, w: Words) -> JudgePanel:
         try:
             comparison = compared(chosen)
             sources = [addresses.of(players, video.path) for video in comparison.videos]
-        except StudioError as error:
-            yield [markup.failure(error, w), *nothing]
+        except (StudioError, OSError) as error:
+            yield [markup.failure(_told(error), w), *nothing]
             return
         shown = [judge_html(comparison, sources, w), difference_html(comparison, w), gr.update(visible=True)]
         yield ["", *shown, *nothing[3:]]
@@ -102,7 +102,8 @@ def build_judge_panel(workshop: Workshop, w: Words) -> JudgePanel:
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     names.change(open_, names, [message, players, differences, keeping, said, files], **quiet)
-    close.click(lambda: [], None, names, queue=False, **quiet)
+    # Through the queue, as all that changes the names: else nobody is told.
+    close.click(lambda: [], None, names, **quiet)
     sheet.click(sheet_of, names, [said, files], **quiet)
     page.click(page_of, names, [said, files], **quiet)
     return JudgePanel(names=names)
@@ -115,4 +116,4 @@ def _empty(w: Words) -> str:
 def _told(error: StudioError | OSError) -> StudioError:
     if isinstance(error, StudioError):
         return error
-    return MediaError(f"The comparison cannot be written: {error.strerror}.", "Check that the disk is not full.")
+    return MediaError(f"The comparison cannot be made: {error.strerror}.", "Check the disk, and open it again.")

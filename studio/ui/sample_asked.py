@@ -22,6 +22,7 @@ from studio.core.model.lora import LoraFile
 from studio.core.model.published_loras import DISTILLED_LORA, REFINEMENT_LORA, published_lora
 from studio.core.sample.compare import attention_variants, lora_variants, strength_variants
 from studio.core.sample.desk import compared, preview_steps
+from studio.core.sample.judge import MOST
 from studio.core.sample.refine import BLOCK_LATENTS
 from studio.core.sample.request import Refinement, SampleRequest, SampleSettings, refined_size, resolve_settings
 from studio.core.train.preflight import shapes_of
@@ -159,8 +160,6 @@ def draft_of(asked: Asked, loras: Mapping[str, Path], read_clip: ReadClip, w: Wo
     unknown = next((name for name, _ in asked.loras if name not in loras), None)
     if unknown is not None:
         raise StudioError(w("sample.bad_lora"), w("sample.bad_lora_remedy"))
-    if (_whole(asked.height) is None) != (_whole(asked.width) is None):
-        raise StudioError(w("sample.one_side"), w("sample.one_side_remedy"))
     is_sparse = asked.attention == "sparse"
     return SampleRequest(
         prompt=(asked.prompt or "").strip(),
@@ -228,8 +227,8 @@ def _strengths(asked: Asked, w: Words) -> list[float]:
         found = [float(part.replace(",", ".")) for part in re.split(separators, text)]
     except ValueError:
         found = []
-    if len(found) < 2 or not all(math.isfinite(strength) for strength in found):
-        raise StudioError(w("sample.bad_strengths"), w("sample.bad_strengths_remedy"))
+    if not 2 <= len(found) <= MOST or not all(math.isfinite(strength) for strength in found):
+        raise StudioError(w("sample.bad_strengths", most=MOST), w("sample.bad_strengths_remedy"))
     return found
 
 

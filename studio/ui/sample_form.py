@@ -13,14 +13,9 @@ import numpy as np
 
 from studio.core.config import ModelConfig
 from studio.core.data.decode import read_image
-from studio.core.data.pair import pair_files
-from studio.core.data.scan import scan_folder
 from studio.core.errors import StudioError
-from studio.core.runlog import list_runs
 from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest, resolve_settings
-from studio.core.sample.video import read_clip, write_video
-from studio.core.simpletuner import read_project
-from studio.core.train.checkpoint_files import LORA, list_checkpoints
+from studio.core.sample.video import read_clip
 from studio.ui import markup
 from studio.ui.sample_asked import (
     COMPARISONS,
@@ -35,15 +30,13 @@ from studio.ui.sample_asked import (
     requests_of,
     variants_of,
 )
+from studio.ui.sample_fields import MOST_LORAS, NO_LORA, fields_of, lora_files, start_frames
 from studio.ui.train_tab import lora_choices
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
 
-NO_LORA = ""
-MOST_LORAS = 3
-"""At once."""
-MOST_PAIRS = 200
-"""Start frames of a dataset in the list."""
+EMPTY_ZEROS = "(...values) => values.map((value) => value || null)"
+"""A number field without a value says 0 when it is first shown, in place of its placeholder, the model's own."""
 LATER_SEGMENTS = 3
 """Of a long video, unless someone says otherwise."""
 
@@ -121,7 +114,7 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
         w("sample.strengths_default"), label=w("sample.strengths"), info=w("sample.strengths_help"), visible=False,
         max_lines=1, elem_id="sample-strengths",
     )  # fmt: skip
-    with gr.Accordion(w("sample.more"), open=False, elem_id="sample-more"):
+    with gr.Accordion(w("sample.more"), open=False, elem_id="sample-more") as more:
         gr.HTML(markup.note(w("sample.default_hint")))
         with gr.Row():
             frames = gr.Number(
@@ -301,7 +294,10 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
     plan: dict[str, Any] = {"fn": say, "inputs": inputs, "outputs": [said, crop, attention_said], **quiet}
     mode.input(switch, mode, [frame_group, clip, long_group, segments], **quiet)
     comparison.change(lambda kind: gr.update(visible=kind == "strengths"), comparison, sweep, **quiet)
-    attention.change(lambda kind: gr.update(visible=kind == "sparse"), attention, sparsity, **quiet)
+    owns = [frames, steps, height, width, guidance, sparsity]
+    emptying: dict[str, Any] = {"fn": None, "inputs": owns, "outputs": owns, "js": EMPTY_ZEROS, **quiet}
+    more.expand(**emptying)
+    attention.change(lambda kind: gr.update(visible=kind == "sparse"), attention, sparsity, **quiet).then(**emptying)
     for at in range(MOST_LORAS - 1):
         loras[at].change(lambda name: gr.update(visible=bool(name)), loras[at], rows[at + 1], **quiet)
     pair.input(take_pair, [pair, prompt], [frame, prompt], **quiet)
@@ -330,40 +326,6 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
     )
 
 
-def lora_files(workshop: Workshop, w: Words) -> dict[str, Path]:
-    """LoRAs by the name that the list shows: of the newest runs and of their checkpoints, and those of files."""
-    found = dict(lora_choices(workshop))
-    for run in list_runs(workshop.output_dir)[:20]:
-        for checkpoint in reversed(list_checkpoints(run.path / "checkpoints")):
-            step = checkpoint.name.removeprefix("step-").lstrip("0")
-            if (checkpoint / LORA).is_file():
-                found[f"{run.name} · {w('train.sample_step', step=step)}"] = checkpoint / LORA
-    return found | {file.name: file for file in workshop.desk().kept_loras()}
-
-
-def start_frames(workshop: Workshop) -> tuple[str, list[tuple[str, Path, str]]]:
-    """`dataset` or `demo`, and (name, start frame, caption) of its validation clips, or of all."""
-    opened = workshop.opened.get(workshop.latest or "")
-    if opened is not None:
-        wanted = opened.project.run.validation.eval_dataset_id
-        ready = [pair for pair in opened.report.pairs if pair.is_ready and pair.start_frame is not None]
-        pairs = [pair for pair in ready if pair.dataset_id == wanted] or ready
-        return "dataset", [
-            (pair.name, pair.start_frame.path, pair.captions[0] if pair.captions else "")
-            for pair in pairs[:MOST_PAIRS]
-            if pair.start_frame is not None
-        ]
-    run = read_project(workshop.settings.demo).run
-    data = run.data
-    clips = data.by_id.get(run.validation.eval_dataset_id or "") or next(d for d in data.datasets if d.kind == "video")
-    folders = {name: scan_folder(data.by_id[name].directory) for name in clips.conditioning_ids}
-    scan = scan_folder(clips.directory)
-    found = pair_files(clips, scan, folders or {clips.id: scan})
-    return "demo", [
-        (pair.name, pair.start_frame, pair.captions[0] if pair.captions else "") for pair in found if pair.start_frame
-    ]
-
-
 def _plan(lines: list[str], warnings: list[str]) -> str:
     said = "".join(f"<p class='advice'>{escape(line)}</p>" for line in warnings)
     return f"<div class='plan'><p>{escape(' · '.join(lines))}</p>{said}</div>"
@@ -382,56 +344,3 @@ def _crop(box: tuple[float, float, float, float] | None, shape: tuple[int, ...] 
     style = f"--ratio: {width / height:.4f}; --crop: {edges}; --crop-shown: {'block' if is_cut else 'none'};"
     said = w("sample.crop", percent=w.number(100 * lost, 0)) if is_cut else w("sample.crop_whole")
     return f"<style>#start-frame {{ {style} }}</style>{markup.note(said)}"
-
-
-def fields_of(workshop: Workshop, request: SampleRequest, w: Words) -> list[Any]:
-    """Updates of both groups, of all inputs and of the further rows of LoRAs."""
-    is_long = request.num_segments > 1
-    mode = "clip" if request.clip is not None else "long" if is_long else "picture"
-    if request.clip is None and request.start_frame is None and not is_long:
-        mode = "text"
-    files = lora_files(workshop, w)
-    names = {path.resolve(): name for name, path in files.items()}
-    chosen = [(names.get(lora.path.resolve(), NO_LORA), lora.strength) for lora in request.loras][:MOST_LORAS]
-    missing = [lora.path.name for lora in request.loras if lora.path.resolve() not in names]
-    if missing:
-        gr.Warning(w("sample.lora_gone", names=", ".join(missing)))
-    chosen = [(name, strength) for name, strength in chosen if name]
-    choices = [(w("sample.lora_none"), NO_LORA), *((name, name) for name in files)]
-    rows = chosen + [(NO_LORA, 1.0)] * (MOST_LORAS - len(chosen))
-    is_sparse = request.attention == "sparse"
-    return [
-        gr.update(visible=mode in ("picture", "long")),
-        gr.update(visible=mode in ("clip", "long")),
-        mode,
-        request.start_frame,
-        gr.update(value=_shown_clip(workshop, request), visible=mode == "clip"),
-        None if request.clip is None else (request.clip, request.clip_fps),
-        request.prompt,
-        request.num_segments,
-        "\n".join(request.later_prompts),
-        "nothing",
-        gr.update(visible=False),
-        request.negative_prompt,
-        request.num_frames,
-        request.num_inference_steps,
-        request.height,
-        request.width,
-        request.guidance_scale,
-        request.seed,
-        "distilled" if request.schedule == "distilled" else "standard",
-        request.refinement,
-        request.attention or "auto",
-        gr.update(value=None if request.sparsity is None else 100 * request.sparsity, visible=is_sparse),
-        *[part for name, strength in rows for part in (gr.update(choices=choices, value=name), strength)],
-        *[gr.update(visible=at < len(chosen)) for at in range(MOST_LORAS - 1)],
-    ]
-
-
-def _shown_clip(workshop: Workshop, request: SampleRequest) -> str | None:
-    """A video of the clip that a request goes on from, to be looked at."""
-    if request.clip is None:
-        return None
-    file = workshop.folder / "clips" / f"{abs(hash(request.clip.tobytes()[:4096]))}.mp4"
-    write_video(file, request.clip, request.clip_fps or 15.0, {})
-    return str(file)

@@ -11,6 +11,7 @@ import av
 
 from studio.core.sample.desk import DeskSnapshot, SampleDesk, Underway
 from studio.core.sample.figures import FROZEN_BELOW
+from studio.core.sample.judge import MOST
 from studio.core.sample.queue import EntryState, QueueEntry
 from studio.core.sample.video import read_settings
 from studio.ui import markup
@@ -51,10 +52,31 @@ def picture(desk: SampleDesk, snapshot: DeskSnapshot, w: Words) -> str:
 
 
 def video_of(desk: SampleDesk, snapshot: DeskSnapshot) -> Path | None:
-    """The video to be played: of the sample that ended last, while none is rendered."""
-    last = snapshot.ended[0] if snapshot.ended and snapshot.running is None else None
+    """The video to be played: of the sample that ended last, while none is rendered or waits."""
+    last = snapshot.ended[0] if snapshot.ended and not snapshot.is_busy else None
     file = desk.gallery / f"{last.video}.mp4" if last is not None and last.video else None
     return file if file is not None and file.is_file() else None
+
+
+def group_of(desk: SampleDesk, snapshot: DeskSnapshot) -> list[str]:
+    """Names of the videos to be compared with the one that ended last; none while something is rendered or waits."""
+    last = snapshot.ended[0] if snapshot.ended and not snapshot.is_busy else None
+    group = [entry for entry in snapshot.entries if last is not None and last.group and entry.group == last.group]
+    there = [entry.video for entry in group if entry.video and (desk.gallery / f"{entry.video}.mp4").is_file()]
+    return there[:MOST] if len(there) > 1 else []
+
+
+def pulse(snapshot: DeskSnapshot, w: Words) -> str:
+    """A strip for the other rooms while something is rendered; nothing otherwise."""
+    running = snapshot.running
+    if running is None:
+        return ""
+    now = snapshot.underway or Underway(id=running.id, phase="load")
+    far = escape(step_line(now, w))
+    return (
+        f"<div class='pulse'><b role='status'>{escape(w(f'sample.phase_{now.phase}'))}</b> <span>{far}</span>"
+        f"{markup.bar(now.step / max(1, now.num_steps))}</div>"
+    )
 
 
 def what(entry: QueueEntry) -> str:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
 
 from studio.core.errors import StudioError
-from studio.core.sample.desk import DeskSnapshot
 from studio.core.sample.gallery import settings_again
-from studio.core.sample.judge import MOST
 from studio.ui import markup
 from studio.ui.gallery_panel import build_gallery_panel
 from studio.ui.judge_panel import build_judge_panel
 from studio.ui.sample_form import build_sample_form
 from studio.ui.sample_queue import PRESS, act, queue_list
-from studio.ui.sample_stage import picture, stage, video_of
+from studio.ui.sample_stage import group_of, picture, pulse, stage, video_of
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
 
@@ -34,10 +32,13 @@ AS_SHOWN = """
 (shown, page) => {
   const of = (id) => document.querySelector(`#${id} [data-version]`)?.dataset || {};
   const here = !!document.querySelector('#sample-mode')?.offsetParent;
-  return [JSON.stringify({here, stage: {...of('stage')}, picture: {...of('emerging')}, queue: {...of('queue')}}), page];
+  const [stage, picture, queue, pulse] = ['stage', 'emerging', 'queue', 'sample-pulse'].map((id) => ({...of(id)}));
+  return [JSON.stringify({here, stage, picture, queue, pulse}), page];
 }
 """
 """What the page shows: only what differs is sent."""
+AS_OPENED = AS_SHOWN.replace("!!document.querySelector('#sample-mode')?.offsetParent", "true")
+"""The room is not drawn yet."""
 
 SHOW_STAGE = """
 () => {
@@ -46,9 +47,6 @@ SHOW_STAGE = """
 }
 """
 """On a phone the stage lies below the form."""
-
-JUST_NOW = 15.0
-"""Seconds: a page that comes later chooses for itself what to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +63,9 @@ class SampleTab:
     """rendered(...): listens for a video that has come."""
 
 
-def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
-    """Lays the room out and connects it."""
+def build_sample_tab(workshop: Workshop, w: Words, strip: gr.HTML, timer: gr.Timer) -> SampleTab:
+    """Lays the room out and connects it; `strip` is for the other rooms, `timer` makes it look at the desk."""
     shown = gr.Textbox(visible=False)
-    timer = gr.Timer(IDLE_SECONDS, active=False)
     with gr.Row(elem_classes="head-row"):
         plan = gr.HTML(markup.note(w("sample.head")), elem_id="sample-plan")
         with gr.Column(scale=0, min_width=304):
@@ -89,7 +86,7 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     judge = build_judge_panel(workshop, w)
     gallery = build_gallery_panel(workshop, w, judge.names)
 
-    watched = [timer, on_stage, cancel, emerging, player, queue, status, *gallery.outputs]
+    watched = [timer, strip, on_stage, cancel, emerging, player, queue, status, *gallery.outputs]
     looked_from = [shown, *gallery.refresh_inputs]
 
     def watch(seen: str | None, at: int) -> list[Any]:
@@ -98,17 +95,23 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
         snapshot = desk.snapshot()
         running, video = snapshot.running, video_of(desk, snapshot)
         pace = "busy" if snapshot.is_busy else "idle" if page.get("here") else "off"
+        told = page.get("pulse", {})
+        head = [
+            gr.skip() if told.get("pace") == pace else _timer(pace),
+            _update("" if page.get("here") else pulse(snapshot, w), told.get("version"), {"pace": pace}),
+        ]
+        if not page.get("here"):
+            return [*head, *[gr.skip()] * (len(watched) - len(head))]
         picture_of = f"{running.id}-{snapshot.underway.picture}" if running and snapshot.underway else ""
+        before = page.get("stage", {})
         facts = {
             "video": video.stem if video else "",
             "running": running.id if running else "",
             "newest": next((entry.video for entry in snapshot.ended if entry.video), ""),
-            "pace": pace,
         }
-        before = page.get("stage", {})
         versions = {name: page.get(name, {}).get("version") for name in ("stage", "picture", "queue")}
         return [
-            gr.skip() if before.get("pace") == pace else _timer(pace),
+            *head,
             _update(stage(desk, snapshot, w), versions["stage"], facts),
             gr.skip()
             if before.get("running") == facts["running"]
@@ -174,27 +177,20 @@ def build_sample_tab(workshop: Workshop, w: Words) -> SampleTab:
     queue.click(press, None, [status, *form.filled], trigger_mode="multiple", **at_once).then(**looking)
     gallery.again.change(load, gallery.again, [status, *form.filled], **at_once)
     refreshing: dict[str, Any] = {"fn": form.refresh, "outputs": form.refreshed, **at_once}
+    # The change of a state is told by calls through the queue only.
+    player.change(
+        lambda: group_of(workshop.desk(), workshop.desk().snapshot()) or gr.skip(), None, judge.names, **quiet
+    )
+    # Notebooks put videos there too.
     shelving: dict[str, Any] = {
         "fn": gallery.refresh, "inputs": gallery.refresh_inputs, "outputs": gallery.outputs, **at_once,
     }  # fmt: skip
-    player.change(lambda: _group(workshop.desk().snapshot()), None, judge.names, **quiet)
     return SampleTab(
-        open=[looking, refreshing, shelving, form.plan],
+        open=[{**looking, "js": AS_OPENED}, refreshing, shelving, form.plan],
         watch=looking,
         take_newest={"fn": form.take_newest, "outputs": form.refreshed, **at_once},
         rendered=player.change,
     )
-
-
-def _group(snapshot: DeskSnapshot) -> Any:
-    """Names of the videos that the last one is to be compared with, once all of them are there."""
-    last = next(iter(snapshot.ended), None)
-    if last is None or not last.group or time.time() - last.ended > JUST_NOW:
-        return gr.skip()
-    group = [entry for entry in snapshot.entries if entry.group == last.group]
-    if len(group) < 2 or not all(entry.video for entry in group):
-        return gr.skip()
-    return [entry.video for entry in group][:MOST]
 
 
 def _timer(pace: str) -> gr.Timer:
@@ -208,7 +204,7 @@ def _update(html: str, version: str | None, facts: dict[str, str]) -> Any:
 
 
 def _versioned(html: str, version: str, facts: dict[str, str]) -> str:
-    told = "".join(f" data-{name}='{value}'" for name, value in facts.items())
+    told = "".join(f" data-{name}='{escape(value)}'" for name, value in facts.items())
     return f"<div data-version='{version}'{told}>{html}</div>"
 
 

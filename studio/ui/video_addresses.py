@@ -20,7 +20,8 @@ class VideoAddresses:
     def of(self, block: gr.HTML, file: Path) -> str:
         """The address under which `block` may show the file."""
         state = file_state(file)
-        if state not in self.held:
+        # Copies that are a day old are swept.
+        if state not in self.held or not self.held[state].exists():
             copy = block.move_resource_to_block_cache(file)
             assert copy is not None
             self.held[state] = Path(copy)

@@ -648,19 +648,17 @@ TEXTS = {
     "sample.later_help": "Uno por línea. El último vale para el resto; ninguno: el texto de arriba para todos.",
     "sample.lora_and": "y otro LoRA",
     "sample.lora_kept": "{name} se guarda junto a tus muestras, y está elegido arriba.",
-    "sample.lora_gone": "Ya no están, y se dejan fuera: {names}.",
+    "sample.lora_gone": "Se dejan fuera: {names}. El formulario admite {most} LoRA, de los que aún existen.",
     "sample.compare": "Comparar",
     "sample.compare_nothing": "nada: un vídeo",
     "sample.compare_lora": "sin el LoRA y con él",
-    "sample.compare_strengths": "fuerzas del LoRA",
+    "sample.compare_strengths": "intensidades del LoRA",
     "sample.compare_attention": "atención densa y dispersa",
-    "sample.strengths": "Fuerzas",
-    "sample.strengths_help": "Del primer LoRA; un vídeo para cada una, todos con una semilla.",
+    "sample.strengths": "Intensidades",
+    "sample.strengths_help": "Del primer LoRA; un vídeo para cada una, todos con la misma semilla.",
     "sample.strengths_default": "0; 0,5; 1",
-    "sample.bad_strengths": "Las fuerzas no son dos números o más.",
+    "sample.bad_strengths": "Las intensidades no son de 2 a {most} números.",
     "sample.bad_strengths_remedy": "Escríbelas como 0; 0,5; 1.",
-    "sample.one_side": "Solo se da un lado del tamaño.",
-    "sample.one_side_remedy": "Da la altura y la anchura, o ninguna.",
     "sample.own": "auto",
     "sample.steps_help": "16 con el destilado",
     "sample.seed_help": "La misma, el mismo vídeo.",
@@ -686,7 +684,7 @@ TEXTS = {
     "sample.plan_frames": "{frames} fotogramas a {width} x {height} px",
     "sample.plan_seconds": "{seconds} s de vídeo",
     "sample.plan_segments": "{n} segmentos",
-    "sample.plan_videos": "{n} vídeos con una semilla",
+    "sample.plan_videos": "{n} vídeos con la misma semilla",
     "sample.plan_refined": "luego {width} x {height} px a {fps} por segundo",
     "sample.advice_guidance": (
         "Una guía por encima de {most} deja que el primer fotograma derive: entre {keeps} y 4 se mantiene."
@@ -695,7 +693,7 @@ TEXTS = {
         "El primer fotograma se ha alejado de la imagen inicial. Baja la guía (3,5 a 4), o usa menos pasos."
     ),
     "sample.advice_frozen": "Casi nada se mueve. Di en el texto qué se mueve y cómo, o prueba otra semilla.",
-    "sample.keeps": "mantiene la imagen inicial {decibels} dB",
+    "sample.keeps": "conserva la imagen inicial a {decibels} dB",
     "sample.done_in": "atención {attention}, {seconds} s",
     "sample.gone": "El vídeo {name} se ha borrado.",
     "sample.empty_1": "Suelta una imagen inicial, o toma una de los datos.",
@@ -739,7 +737,7 @@ TEXTS = {
     # judge
     "judge.title": "Comparar",
     "judge.empty": "Vídeos lado a lado",
-    "judge.empty_1": "Genera con algo que comparar, o marca de dos a cuatro vídeos de la galería.",
+    "judge.empty_1": "Genera algo que comparar, o marca de dos a cuatro vídeos de la galería.",
     "judge.empty_2": (
         "Se reproducen con un solo reloj: recórrelos fotograma a fotograma o pasa de uno a otro con la cortinilla."
     ),

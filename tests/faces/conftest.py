@@ -63,6 +63,18 @@ def project(shapes_dataset, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def make_project(project, tmp_path_factory):
+    """make_project(): a copy of it whose runs and samples lie inside, apart from those of other tests."""
+
+    def make():
+        folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("own") / "hops"))
+        (folder / "config.json").write_text(json.dumps(CONFIG | {"output_dir": "runs"}))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def faulty_project(project, tmp_path_factory):
     """The same with a hostile caption, a clip without start frame, one without caption and one cut off."""
     folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("faulty") / "hops"))
@@ -139,3 +151,19 @@ def visit(chromium, app_address):
         yield look
         browser.close()
     assert not strangers
+
+
+@pytest.fixture
+def enter_sample_room(visit):
+    """enter_sample_room(project, path="", **context): a page with the project open, in the room Sample."""
+
+    def enter(project, path="", **context):
+        page = visit(path, **context)
+        page.fill("#dataset-path input, #dataset-path textarea", str(project))
+        page.locator("#dataset-path").locator("xpath=following::button[1]").click()
+        page.wait_for_selector(f".summary .path:text-is('{project}')")
+        page.get_by_role("tab").nth(2).click()
+        page.wait_for_selector("#prompt textarea", state="visible")
+        return page
+
+    return enter

@@ -1,10 +1,11 @@
 """The room Sample in a real browser: a form, frames that emerge, and a queue that outlives the page."""
 
-import re
-
 import numpy as np
 import pytest
 from PIL import Image
+
+from studio.core.filelock import FileLock
+from studio.core.sample.desk import LOCK
 
 pytestmark = pytest.mark.browser
 
@@ -12,12 +13,7 @@ PATIENCE = 90_000
 """Milliseconds for what renders on a busy CPU."""
 
 
-def open_room(page, name="Sample"):
-    page.get_by_role("tab", name=name, exact=True).click()
-    page.wait_for_selector("#prompt textarea", state="visible")
-
-
-def ask_for(page, prompt, render="Render", **numbers):
+def ask_for(page, prompt, **numbers):
     """Fills fields in and presses Render; waits until it is queued."""
     page.fill("#prompt textarea", prompt)
     for name, value in numbers.items():
@@ -25,14 +21,6 @@ def ask_for(page, prompt, render="Render", **numbers):
     before = page.locator(".entry").count()
     page.click("#render")
     page.wait_for_function(f"document.querySelectorAll('.entry').length > {before}", timeout=PATIENCE)
-
-
-def entries(page):
-    """(state, prompt) of each row of the queue."""
-    rows = page.evaluate(
-        "[...document.querySelectorAll('.entry')].map(e => [e.className, e.querySelector('.words').textContent])"
-    )
-    return [(re.search(r"is-(\w+)", row)[1], prompt) for row, prompt in rows]
 
 
 def wait_for(page, expected):
@@ -48,16 +36,24 @@ def wait_for(page, expected):
     )
 
 
-def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(visit, tmp_path):
+def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(
+    enter_sample_room, visit, make_project, tmp_path
+):
     """Also: the crop is drawn, mistakes are said at once, a running sample is cancelled, others change places."""
+    project = make_project()
+    queue = project / "runs/samples/queue"
+    queue.mkdir(parents=True)
+    held = FileLock(queue / LOCK)
+    assert held.acquire()
     picture = tmp_path / "start.png"
     Image.fromarray(np.tile(np.arange(0, 192, 2, np.uint8)[None, :, None], (64, 1, 3))).save(picture)
-    page = visit()
-    open_room(page)
+    page = enter_sample_room(project)
     assert "A start frame, a sentence, and Render." in page.inner_text("#stage")
     page.set_input_files("#start-frame input[type=file]", str(picture))
     page.wait_for_selector("#crop .note")
     page.click("#sample-more button")
+    page.wait_for_function("document.querySelector('#sample-frames input').value === ''")
+    assert page.get_attribute("#sample-frames input", "placeholder") == "17"
     page.fill("#sample-height input", "60")
     page.fill("#sample-width input", "64")
     page.wait_for_selector("#sample-plan .failure :text('multiples of 16')")
@@ -72,24 +68,26 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(visit, tm
     page.wait_for_selector("#sample-plan .advice")
     page.fill("#sample-guidance input", "")
 
-    ask_for(page, "the long one", frames=9, steps=900)
-    page.wait_for_selector(".emerging img", timeout=PATIENCE)
-    assert page.evaluate("document.querySelector('.emerging img').naturalWidth") == 64
-    assert "of 900" in page.inner_text("#stage")
+    ask_for(page, "the long one", frames=5, steps=3000)
     ask_for(page, "<b>one</b>", steps=2)
     ask_for(page, "two", steps=2)
-    assert entries(page) == [("running", "the long one"), ("waiting", "<b>one</b>"), ("waiting", "two")]
+    waiting = [("waiting", "the long one"), ("waiting", "<b>one</b>"), ("waiting", "two")]
+    wait_for(page, waiting)
+    assert "Another process renders" in page.inner_text("#stage")
     page.click(".entry >> nth=2 >> [data-do=up]")
-    wait_for(page, [("running", "the long one"), ("waiting", "two"), ("waiting", "<b>one</b>")])
+    wait_for(page, [waiting[0], waiting[2], waiting[1]])
 
     again = visit("es/")
-    open_room(again, "Generar")
-    wait_for(again, [("running", "the long one"), ("waiting", "two"), ("waiting", "<b>one</b>")])
+    held.release()
+    again.wait_for_selector("#sample-pulse .pulse:has-text('Generando')", timeout=PATIENCE)
+    again.get_by_role("tab", name="Generar", exact=True).click()
+    wait_for(again, [("running", "the long one"), waiting[2], waiting[1]])
+    again.wait_for_selector("#sample-pulse .pulse", state="detached")
+    for one in (page, again):
+        one.wait_for_selector(".emerging img", timeout=PATIENCE)
+        assert one.evaluate("document.querySelector('.emerging img').naturalWidth") == 64
+    assert "of 3000" in page.inner_text("#stage")
     assert "Generando" in again.inner_text("#stage")
-    again.wait_for_selector(".emerging img", timeout=PATIENCE)
-    again.reload()
-    open_room(again, "Generar")
-    wait_for(again, [("running", "the long one"), ("waiting", "two"), ("waiting", "<b>one</b>")])
     again.click("#cancel")
     ended = [("done", "<b>one</b>"), ("done", "two"), ("cancelled", "the long one")]
     wait_for(again, ended)
@@ -99,7 +97,7 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(visit, tm
         assert one.locator("#cancel:visible").count() == 0
     page.wait_for_selector("#gallery .shelf-card >> nth=1", timeout=PATIENCE)
     assert "keeps the start frame" in page.inner_text("#stage")
-    assert "mantiene la imagen inicial" in again.inner_text("#stage")
+    assert "conserva la imagen inicial" in again.inner_text("#stage")
 
     again.click(".entry >> nth=1 >> [data-do=again]")
     again.wait_for_function("document.querySelector('#prompt textarea').value === 'two'")

@@ -14,7 +14,7 @@ from studio.core.model.lora import LoraFile
 from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest
 from studio.core.sample.video import read_clip, write_video
 from studio.ui.sample_asked import Asked, known_model, requests_of
-from studio.ui.sample_form import MOST_LORAS, fields_of, lora_files
+from studio.ui.sample_fields import MOST_LORAS, fields_of, lora_files
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
@@ -113,7 +113,7 @@ def test_what_is_compared_is_a_group_of_one_seed(ask, lora):
         ({"mode": "clip", "prompt": "x"}, "There is no clip to go on from."),
         ({"frame": PIXELS[0], "prompt": "  "}, "There is no prompt."),
         ({"frame": PIXELS[0], "prompt": "x", "comparison": "lora"}, "Choose a LoRA."),
-        ({"frame": PIXELS[0], "prompt": "x", "comparison": "strengths", "strengths": "1"}, "Choose a LoRA|two numbers"),
+        ({"frame": PIXELS[0], "prompt": "x", "comparison": "strengths", "strengths": "1"}, "2 to 8 numbers"),
         ({"frame": PIXELS[0], "prompt": "x", "height": 60, "width": 100}, "Use 64x96."),
         ({"frame": PIXELS[0], "prompt": "x", "height": 64}, "Give height and width, or neither."),
         ({"frame": PIXELS[0], "prompt": "x", "frames": 10}, "Use 9 or 13."),

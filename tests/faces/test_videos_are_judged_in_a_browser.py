@@ -3,9 +3,7 @@
 import base64
 import io
 import json
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,46 +11,31 @@ from PIL import Image
 
 from studio.core.sample.compare import attention_variants, heat_map
 from studio.core.sample.desk import compared
-from studio.core.sample.gallery import sample_into
+from studio.core.sample.queue import SampleQueue
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.video import read_video
 
 pytestmark = pytest.mark.browser
 
 PROMPT = "a circle <b>hops</b> & grows"
-DENSE, SPARSE, OTHER = "sample-0001", "sample-0002", "sample-0003"
-NUM_FRAMES = 17
+OTHER, DENSE, SPARSE = "sample-0001", "sample-0002", "sample-0003"
+NUM_FRAMES = 9
 
 
 @pytest.fixture(scope="module")
-def judged_project(project, tiny_bundle, tmp_path_factory):
-    """A project whose gallery has a pair of one group, dense and sparse, and another video."""
-    folder = Path(shutil.copytree(project, tmp_path_factory.mktemp("judged") / "hops"))
-    config = json.loads((folder / "config.json").read_text()) | {"output_dir": "runs"}
-    (folder / "config.json").write_text(json.dumps(config))
+def judged_project(make_project, tiny_bundle):
+    """A project with a video in its gallery, and then a pair of one group, dense and sparse."""
+    folder = make_project()
     start = np.linspace(0, 255, 64 * 96 * 3).reshape(64, 96, 3).astype(np.uint8)
     request = SampleRequest(
-        prompt=PROMPT, start_frame=start, height=64, width=96, num_frames=NUM_FRAMES, num_inference_steps=2, seed=5
-    )
-    for one in (*compared(attention_variants(request)), replace(request, seed=6, prompt="another")):
-        assert list(sample_into(one, tiny_bundle, folder / "runs/samples"))
+        prompt=PROMPT, start_frame=start, height=64, width=96, num_frames=NUM_FRAMES, num_inference_steps=2,
+        guidance_scale=1, seed=5,
+    )  # fmt: skip
+    queue = SampleQueue(folder / "runs/samples/queue")
+    for one in (replace(request, seed=6, prompt="another"), *compared(attention_variants(request))):
+        queue.add(one)
+    assert list(queue.run(lambda _: tiny_bundle, folder / "runs/samples"))
     return folder
-
-
-@pytest.fixture
-def room(visit, judged_project):
-    """The room Sample, with that project open."""
-
-    def enter(path="", name="Sample", **context):
-        page = visit(path, **context)
-        page.fill("#dataset-path input, #dataset-path textarea", str(judged_project))
-        page.locator("#dataset-path").locator("xpath=following::button[1]").click()
-        page.wait_for_selector(f".summary .path:text-is('{judged_project}')")
-        page.get_by_role("tab", name=name, exact=True).click()
-        page.wait_for_selector("[data-card]")
-        return page
-
-    return enter
 
 
 def picture_of(page, selector):
@@ -85,14 +68,14 @@ def slide(page, selector, value):
     )
 
 
-def test_a_group_is_judged_and_taken_along(room, judged_project, chromium, tmp_path):
+def test_a_group_is_judged_and_taken_along(enter_sample_room, judged_project, tmp_path):
+    """What was finished last is shown to whoever opens the room."""
     gallery = judged_project / "runs/samples"
     videos = [read_video(gallery / f"{name}.mp4")[0] for name in (DENSE, SPARSE)]
-    page = room()
+    page = enter_sample_room(judged_project)
+    page.wait_for_selector(".judge[data-state='ready'][data-frame='0']")
     assert page.locator("[data-card]").count() == 3
     assert "<b>hops</b>" in page.inner_text(f"[data-card='{DENSE}'] .shelf-prompt")
-    page.click(f"[data-card='{SPARSE}'] [data-open]")
-    page.wait_for_selector(".judge[data-state='ready'][data-frame='0']")
     assert "One setting differs: Attention." in page.inner_text("#judge-differences")
     facts = page.inner_text(".judge-facts")
     assert "Keeps the start frame" in facts
@@ -104,12 +87,12 @@ def test_a_group_is_judged_and_taken_along(room, judged_project, chromium, tmp_p
         page.keyboard.press("ArrowRight")
     wait_for_frame(page, 3)
     assert shown_frames(page, videos) == [3, 3]
-    slide(page, "[data-scrub]", 11)
-    wait_for_frame(page, 11)
-    assert shown_frames(page, videos) == [11, 11]
-    assert "frame 12 of 17" in page.get_attribute("[data-scrub]", "aria-valuetext")
+    slide(page, "[data-scrub]", 6)
+    wait_for_frame(page, 6)
+    assert shown_frames(page, videos) == [6, 6]
+    assert "frame 7 of 9" in page.get_attribute("[data-scrub]", "aria-valuetext")
     page.keyboard.press("Space")
-    page.wait_for_selector(".judge[data-playing='true']:not([data-frame='11'])")
+    page.wait_for_selector(".judge[data-playing='true']:not([data-frame='6'])")
     page.keyboard.press("Space")
     page.wait_for_selector(".judge[data-playing='false']")
     page.keyboard.press("End")
@@ -136,7 +119,7 @@ def test_a_group_is_judged_and_taken_along(room, judged_project, chromium, tmp_p
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for part in ("[data-do='play']", "[data-mode-of='side']", "[data-again]", "[data-doom]"):
-        assert page.locator(part).first.bounding_box()["height"] >= 44
+        page.wait_for_function("part => document.querySelector(part).getBoundingClientRect().height >= 44", arg=part)
     the_page_stands_alone(page, tmp_path / "kept.html", videos)
 
 
@@ -159,18 +142,24 @@ def the_page_stands_alone(page, file, videos):
     context.close()
 
 
-def test_a_video_is_used_again_compared_with_a_stranger_and_deleted(room, judged_project):
-    page = room("es/", "Generar", color_scheme="dark")
+def test_a_video_is_used_again_compared_with_a_stranger_and_deleted(enter_sample_room, judged_project):
+    page = enter_sample_room(judged_project, "es/", color_scheme="dark")
     page.click(f"[data-again='{DENSE}']")
     page.wait_for_function(f"document.querySelector('#prompt textarea').value === {json.dumps(PROMPT)}")
+
+    page.wait_for_selector(".judge[data-state='ready']")
+    page.click("#judge-close")
+    page.wait_for_selector(".judge", state="detached")
+    page.click(f"[data-card='{SPARSE}'] [data-open]")
+    page.wait_for_selector(".judge[data-state='ready']")
+    assert "Atención" in page.inner_text("#judge-differences .judge-sentence")
 
     assert page.is_disabled("[data-compare]")
     for name in (OTHER, DENSE):
         page.focus(f"[data-tick='{name}']")
         page.keyboard.press("Space")
     page.click("[data-compare]")
-    page.wait_for_selector(".judge[data-state='ready']")
-    assert "Semilla" in page.inner_text("#judge-differences .judge-sentence")
+    page.wait_for_selector("#judge-differences .judge-sentence:has-text('Semilla')")
     assert "no del ajuste" in page.inner_text("#judge-differences .warning")
 
     page.click(f"[data-doom='{OTHER}']")

@@ -149,7 +149,7 @@ def test_at_any_moment(published_checkpoint, loras, tmp_path, monkeypatch):
         assert not [*folder.rglob("*.mp4"), *folder.rglob("*.part*")], f"{moment}: no half file"
         if face == "queue":
             queue = SampleQueue(folder / "queue")
-            queue.recover()
+            queue.recover(folder / "gallery")
             assert [entry.state for entry in queue.entries()] == [EntryState.WAITING], moment
         np.testing.assert_array_equal(frames(next_one, bundle), expected, err_msg=moment)
         if number == 4:

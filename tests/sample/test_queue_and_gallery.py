@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import fields, replace
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_the_queue_is_reordered_cancelled_and_survives_a_restart(queue):
     assert queue.take().id == two.id
     again = SampleQueue(queue.folder)
     assert states(again) == [("one", "cancelled"), ("two", "running"), ("three", "waiting")]
-    again.recover()
+    again.recover(queue.folder.parent)
     assert states(again)[1] == ("two", "waiting")
     assert again.request(two.id).prompt == "two"
     again.remove(one.id)
@@ -82,11 +83,13 @@ def test_an_entry_that_cannot_be_read_has_failed_and_the_others_go_on(queue, tin
     broken, good = queue.add(SMALL), queue.add(replace(SMALL, prompt="good"))
     bad = queue.add(replace(SMALL, prompt="bad", num_frames=4))
     (queue.folder / f"{broken.id}.entry.json").write_text("no")
+    (queue.folder / f"{'0' * 12}.entry.json").write_text('{"state": "done", "place": 9, "video": "../../x"}')
     for _ in queue.run(lambda _: tiny_bundle, tmp_path / "gallery"):
         pass
     ended = {entry.id: entry for entry in queue.entries()}
     assert ended[broken.id].state is EntryState.FAILED
     assert "cannot be read" in ended[broken.id].message
+    assert (ended["0" * 12].state, ended["0" * 12].video) == (EntryState.FAILED, "")
     assert ended[bad.id].state is EntryState.FAILED
     assert ("4 frames" in ended[bad.id].message, ended[bad.id].remedy) == (True, "Use 5 or 9.")
     assert (ended[good.id].state, ended[good.id].video) == (EntryState.DONE, "sample-0001")
@@ -108,6 +111,33 @@ def test_a_running_sample_is_cancelled_after_its_step_and_a_stop_puts_it_back(qu
     running.close()
     assert states(queue)[1] == ("two", "waiting")
     assert not tiny_bundle.lock.locked()
+
+
+def test_one_that_is_cancelled_and_removed_ends_too(queue, tiny_bundle, tmp_path):
+    entry, steps = queue.add(replace(SMALL, num_inference_steps=3)), 0
+    for _, event in queue.run(lambda _: tiny_bundle, tmp_path / "gallery"):
+        if isinstance(event, DenoiseStep):
+            steps += 1
+            queue.cancel(entry.id)
+            queue.remove(entry.id)
+    assert steps == 1
+    assert states(queue) == []
+    assert not list((tmp_path / "gallery").iterdir())
+
+
+def test_after_a_kill_half_a_video_is_gone_and_a_whole_one_stays(queue, tiny_bundle, tmp_path):
+    gallery, entry = tmp_path / "gallery", queue.add(SMALL)
+    events = queue.run(lambda _: tiny_bundle, gallery)
+    next(events)
+    (gallery / ".sample-0001.part.mp4").write_bytes(b"half")
+    killed = SampleQueue(shutil.copytree(tmp_path, tmp_path / "killed") / "queue")
+    events.close()
+    taken = killed.folder.parent / "gallery"
+    assert sorted(file.name for file in taken.iterdir()) == [".sample-0001.part.mp4", "sample-0001.mp4"]
+    (taken / "sample-0002.mp4").touch()
+    killed.recover(taken)
+    assert [file.name for file in taken.iterdir()] == ["sample-0002.mp4"], "of somebody else"
+    assert [(one.id, one.state, one.taken) for one in killed.entries()] == [(entry.id, EntryState.WAITING, "")]
 
 
 def test_the_gallery_keeps_settings_figures_and_the_request(tiny_bundle, tmp_path):

@@ -153,6 +153,23 @@ def test_what_cannot_be_rendered_says_why_and_the_next_one_is_rendered(make_desk
     assert done.state is EntryState.DONE
 
 
+def test_what_nobody_foresaw_is_said_and_the_desk_goes_on(make_desk, monkeypatch):
+    monkeypatch.setattr(desks, "TROUBLE_SECONDS", 0.5)
+    desk, note = make_desk(), SampleDesk._note
+
+    def breaks(entry, event):
+        desk._note = note.__get__(desk)
+        raise ZeroDivisionError
+
+    desk._note = breaks
+    desk.add([SMALL])
+    desk.start()
+    assert "ZeroDivisionError" in until(lambda: desk.snapshot().trouble)[0]
+    until(lambda: not desk.snapshot().is_busy)
+    assert states(desk) == [("one", "done")]
+    until(lambda: desk.snapshot().trouble is None)
+
+
 def test_a_stopped_desk_puts_back_what_it_renders(make_desk):
     desk = make_desk()
     desk.add([replace(SMALL, num_inference_steps=500, preview_steps=0)])
@@ -195,7 +212,8 @@ def test_a_killed_desk_is_taken_up_where_it_was(make_desk):
     until(lambda: not desk.snapshot().is_busy)
     assert states(desk) == [("one", "cancelled"), ("two", "done")]
     assert desk.queue.entries()[1].id == short.id
-    assert [video.name for video in list_videos(desk.gallery)] == [desk.queue.entries()[1].video]
+    assert [video.name for video in list_videos(desk.gallery)] == [desk.queue.entries()[1].video] == ["sample-0001"]
+    assert sorted(p.name for p in desk.gallery.iterdir()) == ["queue", "sample-0001.mp4", "sample-0001.request.json"]
 
 
 def test_done_ones_do_not_pile_up(make_desk, monkeypatch):

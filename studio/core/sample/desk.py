@@ -16,6 +16,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -189,6 +190,10 @@ class SampleDesk:
                 logger.warning("the queue %s stands still: %s", self.queue.folder, error)
                 said = error if isinstance(error, StudioError) else ConfigError(str(error), "Check the disk.")
                 self._trouble, wait = (said.message, said.remedy), TROUBLE_SECONDS
+            except Exception as error:  # noqa: BLE001 the boundary of the thread: without it nothing would be rendered
+                logger.exception("the queue %s stands still", self.queue.folder)
+                said = f"The queue stands still, for a reason that was not foreseen: {type(error).__name__}."
+                self._trouble, wait = (said, "Look into the log of the app."), TROUBLE_SECONDS
             if wait is not None:
                 self._stop.wait(wait)
             else:
@@ -205,9 +210,10 @@ class SampleDesk:
             self._is_refused = True
             return False
         try:
-            self.queue.recover()
-            for entry, event in self.queue.run(self._bundle, self.gallery, should_stop=self._stop.is_set):
-                self._note(entry, event)
+            self.queue.recover(self.gallery)
+            with closing(self.queue.run(self._bundle, self.gallery, should_stop=self._stop.is_set)) as events:
+                for entry, event in events:
+                    self._note(entry, event)
         finally:
             for name in (UNDERWAY, PREVIEW):
                 (self.queue.folder / name).unlink(missing_ok=True)

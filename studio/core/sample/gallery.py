@@ -19,7 +19,7 @@ from studio.core.model.load import ModelBundle
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.request_file import REQUEST, delete_request, load_request, save_request
 from studio.core.sample.sampler import sample
-from studio.core.sample.video import make_folder, read_settings
+from studio.core.sample.video import make_folder, read_settings, unfinished_video
 
 NAME = re.compile(r"sample-\d{4,}")
 
@@ -68,15 +68,28 @@ def sample_into(
     request: SampleRequest, bundle: ModelBundle, folder: Path, *, should_stop: Callable[[], bool] = lambda: False
 ) -> Iterator[SampleEvent]:
     """As `sample`, into the gallery under the next free name, with the request beside the video. Raises as `sample`."""
-    out = new_video(folder)
+    yield from sample_as(request, bundle, new_video(folder), should_stop=should_stop)
+
+
+def sample_as(
+    request: SampleRequest, bundle: ModelBundle, out: Path, *, should_stop: Callable[[], bool] = lambda: False
+) -> Iterator[SampleEvent]:
+    """As `sample_into`, under the name that `new_video` gave."""
     try:
         for event in sample(request, bundle, out, should_stop=should_stop):
             if isinstance(event, SampleDone):
-                save_request(request, folder, out.stem)
+                save_request(request, out.parent, out.stem)
             yield event
     finally:
-        if out.exists() and not out.stat().st_size:
-            out.unlink()
+        _drop_empty(out)
+
+
+def abandon_video(folder: Path, name: str) -> None:
+    """Deletes what a process that was killed left of the video that it rendered under this name; never a whole one."""
+    out = folder / f"{name}.mp4"
+    if NAME.fullmatch(name):
+        unfinished_video(out).unlink(missing_ok=True)
+        _drop_empty(out)
 
 
 def new_video(folder: Path) -> Path:
@@ -147,6 +160,11 @@ def _loras(file: Path, settings: Mapping[str, Any]) -> tuple[tuple[Path, float],
         return tuple((Path(lora["file"]), float(lora["strength"])) for lora in settings.get("loras", []))
     except (ValueError, TypeError, KeyError):
         return ()
+
+
+def _drop_empty(out: Path) -> None:
+    if out.exists() and not out.stat().st_size:
+        out.unlink()
 
 
 def _check(folder: Path, name: str) -> Path:

@@ -8,7 +8,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -19,7 +19,7 @@ from studio.core.errors import ConfigError, StudioError
 from studio.core.events import SampleDone, SampleEvent
 from studio.core.model.load import ModelBundle
 from studio.core.model.memory import release
-from studio.core.sample.gallery import sample_into
+from studio.core.sample.gallery import NAME, abandon_video, new_video, sample_as
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.request_file import delete_request, load_request, save_request, write_json
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 ID = re.compile(r"[0-9a-f]{12}")
 ENTRY = ".entry.json"
+TEXTS = ("prompt", "video", "taken", "message", "remedy", "group", "label")
+"""Fields of an entry that are text."""
 
 
 class EntryState(StrEnum):
@@ -55,6 +57,8 @@ class QueueEntry:
     state: EntryState = EntryState.WAITING
     video: str = ""
     """Name in the gallery, once done."""
+    taken: str = ""
+    """Name in the gallery that nobody else takes, while it is rendered."""
     message: str = ""
     remedy: str = ""
     """What went wrong, and what to do, where it failed."""
@@ -125,16 +129,20 @@ class SampleQueue:
 
     def clear_done(self, keep: int) -> None:
         """Deletes the entries that are done but the newest `keep`; their videos stay."""
-        done = sorted((e for e in self.entries() if e.state is EntryState.DONE), key=lambda e: e.ended, reverse=True)
-        for entry in done[keep:]:
-            self.remove(entry.id)
+        with self._lock:
+            done = (entry for entry in self.entries() if entry.state is EntryState.DONE)
+            for entry in sorted(done, key=lambda entry: entry.ended, reverse=True)[keep:]:
+                self.remove(entry.id)
 
-    def recover(self) -> None:
-        """After a restart: what was running waits again, at its place."""
+    def recover(self, gallery: Path) -> None:
+        """After a restart: what was running waits again, at its place, and half a video of it is gone."""
         with self._lock:
             for entry in self.entries():
-                if entry.state is EntryState.RUNNING:
-                    self._write(replace(entry, state=EntryState.WAITING))
+                is_running = entry.state is EntryState.RUNNING
+                if entry.taken:
+                    abandon_video(gallery, entry.taken)
+                if entry.taken or is_running:
+                    self._write(replace(entry, state=EntryState.WAITING if is_running else entry.state, taken=""))
 
     def take(self) -> QueueEntry | None:
         """The next waiting entry, which runs from now on; None when none waits."""
@@ -149,7 +157,7 @@ class SampleQueue:
         gallery: Path,
         *,
         should_stop: Callable[[], bool] = lambda: False,
-    ) -> Iterator[tuple[QueueEntry, SampleEvent]]:
+    ) -> Generator[tuple[QueueEntry, SampleEvent], None, None]:
         """Renders what waits, one after the other, until none waits or `should_stop`; then the running one waits again.
 
         `load` gives the model of an entry. An entry that fails keeps its reason, and the next one runs.
@@ -162,7 +170,7 @@ class SampleQueue:
                 request = load_request(self.folder, at.id)
                 bundle = load(at)
                 # Loading takes minutes, in which someone may have changed their mind.
-                events = iter(()) if ends() else sample_into(request, bundle, gallery, should_stop=ends)
+                events = iter(()) if ends() else sample_as(request, bundle, self._name(at, gallery), should_stop=ends)
                 for event in events:
                     if isinstance(event, SampleDone):
                         ending = replace(at, state=EntryState.DONE, video=event.path.stem)
@@ -179,15 +187,32 @@ class SampleQueue:
             self._end(ending)
             release()
 
+    def _name(self, entry: QueueEntry, gallery: Path) -> Path:
+        """The file that it is rendered into; the entry says so, for whoever comes after a kill."""
+        out = new_video(gallery)
+        try:
+            with self._lock:
+                now = self._read(entry.id)
+                if now.state is not EntryState.FAILED:
+                    self._write(replace(now, taken=out.stem))
+        except ConfigError:
+            out.unlink()
+            raise
+        return out
+
     def _ends(self, id_: str, should_stop: Callable[[], bool]) -> bool:
-        return should_stop() or self._read(id_).state is EntryState.CANCELLED
+        """True also of one that was cancelled and then removed."""
+        return should_stop() or self._read(id_).state is not EntryState.RUNNING
 
     def _end(self, entry: QueueEntry) -> None:
-        """A cancelled entry stays cancelled, unless its video came first."""
+        """A cancelled entry stays cancelled, and a removed one removed, unless its video came first."""
         with self._lock:
-            if entry.state is EntryState.DONE or self._read(entry.id).state is EntryState.RUNNING:
+            now = self._read(entry.id)
+            if entry.state is EntryState.DONE or now.state is EntryState.RUNNING:
                 ended = 0.0 if entry.state is EntryState.WAITING else time.time()
-                self._write(replace(entry, place=self._read(entry.id).place, ended=ended))
+                self._write(replace(entry, place=now.place, ended=ended))
+            elif now.taken:
+                self._write(replace(now, taken=""))
 
     def _entry(self, id_: str, *states: EntryState) -> QueueEntry:
         """Raises ConfigError: there is none, or it is in another state."""
@@ -203,8 +228,11 @@ class SampleQueue:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             known = {"id": id_, "state": EntryState(values["state"]), "place": int(values["place"])}
-            model = values.get("model")
-            return QueueEntry(**{**values, **known, "model": ModelConfig(**model) if model else None})
+            texts = {name: str(values[name]) for name in TEXTS if name in values}
+            if any(texts.get(name) and not NAME.fullmatch(texts[name]) for name in ("video", "taken")):
+                raise ValueError("it names no video")
+            model = ModelConfig(**values["model"]) if values.get("model") else None
+            return QueueEntry(**{**values, **known, **texts, "model": model, "ended": float(values.get("ended", 0))})
         except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
             said = f"{file.name} cannot be read: {error}."
             return QueueEntry(

@@ -153,6 +153,8 @@ def resolve_settings(request: SampleRequest, bundle: SizeRules) -> SampleSetting
     picture = request.start_frame if request.clip is None else request.clip[0] if len(request.clip) else None
     shape = None if picture is None else picture.shape
     height, width = request.height, request.width
+    if (height is None) != (width is None):
+        raise ConfigError("Only one side of the size is given.", "Give height and width, or neither.")
     if height is None or width is None:
         height, width = default_size(defaults, shape, bundle.grid.pixel_multiple)
     is_distilled = request.schedule == "distilled"

@@ -29,7 +29,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[st
     Raises MediaError.
     """
     make_folder(path.parent)
-    unfinished = path.with_name(f".{path.stem}.part.mp4")
+    unfinished = unfinished_video(path)
     comment = f"comment={json.dumps(dict(settings), sort_keys=True)}"
     try:
         iio.imwrite(
@@ -37,13 +37,20 @@ def write_video(path: Path, frames: np.ndarray, fps: float, settings: Mapping[st
             output_params=["-crf", "14", "-g", str(KEY_FRAMES), "-movflags", "+faststart", "-metadata", comment],
         )  # fmt: skip
         unfinished.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError, ImportError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise MediaError(
-            f"The video {path.name} could not be written: {error}.", "Check that the disk is not full."
+            f"The video {path.name} could not be written: {first}.",
+            "Check that the disk is not full, and that imageio-ffmpeg is installed.",
         ) from error
     finally:
         # After a Ctrl-C too.
         unfinished.unlink(missing_ok=True)
+
+
+def unfinished_video(path: Path) -> Path:
+    """Where a video is written before it gets its name."""
+    return path.with_name(f".{path.stem}.part.mp4")
 
 
 def make_folder(folder: Path) -> None:
