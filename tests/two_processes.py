@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -20,27 +19,35 @@ def environment(**more):
 
 
 def run_two(program, *arguments):
-    """Runs the file `program` in two processes that know of each other; returns what both said."""
+    """Runs the file `program`, which calls `as_two`; returns what both processes said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     everyone = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    children = [
-        subprocess.Popen(
-            [sys.executable, program, *map(str, arguments)],
-            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **everyone),
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    deadline, said = time.monotonic() + SECONDS, []
+    first = subprocess.Popen(
+        [sys.executable, program, *map(str, arguments)], env=environment(**everyone),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
     try:
-        for child in children:
-            said.append(child.communicate(timeout=max(1.0, deadline - time.monotonic()))[0])
+        said, _ = first.communicate(timeout=SECONDS)
     finally:
-        for child in children:
-            if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.communicate()
-    assert [child.returncode for child in children] == [0, 0], "\n".join(said)
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+            first.communicate()
+    assert first.returncode == 0, said
     return said
+
+
+def as_two(work):
+    """Calls `work` in this process and in a copy of it, which know of each other; what both import is read once."""
+    copy = os.fork()
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if copy else "1"
+    try:
+        work()
+    except BaseException:
+        if copy:
+            os.kill(copy, signal.SIGKILL)
+        raise
+    finally:
+        code = os.waitstatus_to_exitcode(os.waitpid(copy, 0)[1]) if copy else 0
+    assert code == 0, f"process 1 ended with {code}"

@@ -10,6 +10,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -47,14 +48,20 @@ STEPS = 50
 """Of the video, two prompts each."""
 SMALL_SIZE = Bucket(num_frames=17, height=112, width=80)
 """With the small transformer: a trial of this program, on CPUs too."""
-ATTENTIONS: tuple[tuple[str, Prepare], ...] = (("dense", use_fast_path), ("sparse 0.9375", use_sparse_path))
+ATTENTIONS: tuple[tuple[str, Prepare], ...] = (("sparse 0.9375", use_sparse_path), ("dense", use_fast_path))
+"""The faster one first: a bench that is cut off has the more."""
 
-Figures = dict[str, dict[str, float]]
-"""What was measured, by name: `seconds`, `gib` a GPU, and for a forward `error` beside one GPU's."""
+Row = dict[str, float]
+"""What was measured: `seconds`, `gib` a GPU, and for a forward `error` beside one GPU's."""
 
 
 def bench_gpus(*, is_small: bool = False, counts: tuple[int, ...] = ()) -> None:
-    """Prints the table for 1, 2, 4 and 8 GPUs, as many as are here. Raises DeviceError: there is one at most."""
+    """Prints the table for 1, 2, 4 and 8 GPUs, as many as are here, each row as soon as it is measured.
+
+    Raises:
+        DeviceError: there is one GPU at most.
+        StudioError: a measurement failed.
+    """
     available = torch.cuda.device_count()
     counts = counts or tuple(count for count in COUNTS if count <= available)
     if len(counts) < 2:
@@ -63,62 +70,64 @@ def bench_gpus(*, is_small: bool = False, counts: tuple[int, ...] = ()) -> None:
     write(f"{device}, torch {torch.__version__}, Python {platform.python_version()}")
     size = SMALL_SIZE if is_small else SIZE
     write(f"{size}, one conditioning latent, {TEXT_TOKENS} text tokens, random weights, batch 1 on each GPU")
+    write("\n| | GPUs | seconds | efficiency | GiB a GPU | from the velocity of one GPU |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
             if start_processes([folder, *["small"] * is_small], count, module="studio.bench.gpus"):
                 raise StudioError(f"The measurement on {count} GPUs failed.", "What it said stands above.")
-        found: dict[int, Figures] = {
-            count: json.loads((Path(folder) / f"{count}.json").read_text()) for count in counts
-        }
-    _write_table(found)
 
 
-def _write_table(found: dict[int, Figures]) -> None:
-    """Seconds, efficiency beside one GPU in the same call, and memory; a step of N GPUs learns from N clips."""
-    one = found[1]
-    write("\n| | GPUs | seconds | efficiency | GiB a GPU | from the velocity of one GPU |\n|---|---|---|---|---|---|")
-    for name in found[max(found)]:
-        for count, figures in found.items():
-            if name not in figures:
-                continue
-            row, before = figures[name], one.get(name) or one[name.replace("FSDP2", "DDP")]
-            share = 1 if name.startswith("LoRA") else count
-            efficiency = before["seconds"] / (share * row["seconds"])
-            error = f"{row['error']:.1e}" if "error" in row else ""
-            write(f"| {name} | {count} | {row['seconds']:.3f} | {efficiency:.1%} | {row['gib']:.1f} | {error} |")
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The rows of some processes, of which the first one writes."""
+
+    folder: Path
+    """Where one GPU leaves what the others are compared with."""
+    processes: Processes
+    rows: dict[str, Row] = field(default_factory=dict)
+
+    def add(self, name: str, row: Row) -> None:
+        """Writes a row, with the efficiency beside one GPU in the same call; a step of N GPUs learns from N clips."""
+        self.rows[name] = row
+        if not self.processes.is_main:
+            return
+        count, of_one = self.processes.count, self.folder / "1.json"
+        if count == 1:
+            of_one.write_text(json.dumps(self.rows))
+        before: Row = json.loads(of_one.read_text())[name.replace("FSDP2", "DDP")]
+        share = 1 if name.startswith("LoRA") else count
+        efficiency = before["seconds"] / (share * row["seconds"])
+        error = f"{row['error']:.1e}" if "error" in row else ""
+        write(f"| {name} | {count} | {row['seconds']:.3f} | {efficiency:.1%} | {row['gib']:.1f} | {error} |")
 
 
 def _measure(folder: Path, *, is_small: bool) -> None:
-    """What one of the processes does; the first one writes."""
+    """What one of the processes does."""
     with joined() as processes:
         device = resolve_device("auto")
         size = SMALL_SIZE if is_small else SIZE
         torch.manual_seed(0)
         dit = small_transformer(device, torch.float32) if is_small else random_transformer(device)
-        figures: Figures = {}
+        table, around = _Table(folder, processes), dict[str, float]()
         for name, prepare in ATTENTIONS:
-            figures[f"LoRA step, {name}, DDP"] = _time_step(dit, prepare, size, processes)
-        if processes.count > 1:
-            dit.set_ulysses(Ulysses(processes.rank, processes.count))
-        cached, decoded = 0.0, _time_decoding(device, size, is_small=is_small)
-        for name, prepare in ATTENTIONS:
+            table.add(f"LoRA step, {name}, DDP", _time_step(dit, prepare, size, processes))
+            dit.set_ulysses(Ulysses(processes.rank, processes.count) if processes.count > 1 else None)
             prepare(dit)
-            cached, row = _time_denoising(dit, size, processes, folder / f"{name}.safetensors")
-            figures[f"denoising step of two prompts, {name}"] = row
+            around[name], row = _time_denoising(dit, size, processes, folder / f"{name}.safetensors")
+            table.add(f"denoising step of two prompts, {name}", row)
+            dit.set_ulysses(None)
+        decoded = _time_decoding(device, size, is_small=is_small)
+        for name, cached in around.items():
+            row = table.rows[f"denoising step of two prompts, {name}"]
             whole = {"seconds": cached + STEPS * row["seconds"] + decoded, "gib": row["gib"]}
-            figures[f"a video of {STEPS} such steps, decoded, {name}"] = whole
-        dit.set_ulysses(None)
+            table.add(f"a video of {STEPS} such steps, decoded, {name}", whole)
         if processes.count > 1:
             shard(dit, ModelConfig(), device, processes.count)
             for name, prepare in ATTENTIONS:
-                figures[f"LoRA step, {name}, FSDP2"] = _time_step(dit, prepare, size, processes)
-        if processes.is_main:
-            (folder / f"{processes.count}.json").write_text(json.dumps(figures))
+                table.add(f"LoRA step, {name}, FSDP2", _time_step(dit, prepare, size, processes))
 
 
-def _time_step(
-    dit: LongCatVideoTransformer3DModel, prepare: Prepare, size: Bucket, processes: Processes
-) -> dict[str, float]:
+def _time_step(dit: LongCatVideoTransformer3DModel, prepare: Prepare, size: Bucket, processes: Processes) -> Row:
     """An optimiser step of a LoRA of rank 8, attention kept, from one clip on each GPU."""
     grid = GridSpec().latent_grid(size.num_frames, size.height, size.width)
     batch = random_batch(dit, grid, text_length=TEXT_TOKENS, device=dit.device)
@@ -138,7 +147,7 @@ def _time_step(
 @torch.no_grad()
 def _time_denoising(
     dit: LongCatVideoTransformer3DModel, size: Bucket, processes: Processes, velocity_of_one: Path
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, Row]:
     """(seconds of the conditioning latent's own stream, a step as the sampler takes it)."""
     grid = GridSpec().latent_grid(size.num_frames, size.height, size.width)
     batch = random_batch(dit, grid, text_length=TEXT_TOKENS, device=dit.device, batch_size=2)
@@ -170,7 +179,7 @@ def _time_decoding(device: torch.device, size: Bucket, *, is_small: bool) -> flo
     return _figures(lambda: decode_latents(vae, latents), 1)["seconds"]
 
 
-def _figures(call: Callable[[], object], repeats: int) -> dict[str, float]:
+def _figures(call: Callable[[], object], repeats: int) -> Row:
     timing = measure(call, repeats)
     return {"seconds": timing.seconds, "gib": timing.peak_bytes / 2**30}
 

@@ -27,7 +27,7 @@ def test_two_processes_give_the_latents_of_one(tiny_bundle, tmp_path):
         assert (first[name] - expected).norm() < 1e-5 * expected.norm(), name
         assert first[name].equal(second[name]), name
     assert read_settings(tmp_path / "video.mp4")["height"] == 32
-    assert ["video.mp4 in" in text for text in said] == [True, False], "one of them speaks"
+    assert said.count("video.mp4 in") == 1, "one of them speaks"
 
 
 def test_more_gpus_than_there_are_is_one_sentence(capsys, tmp_path):
@@ -37,6 +37,6 @@ def test_more_gpus_than_there_are_is_one_sentence(capsys, tmp_path):
 
 
 def test_heads_that_do_not_divide_are_refused(tiny_bundle):
-    with pytest.raises(DeviceError, match=r"The 4 attention heads do not divide by 3 GPUs. Use 2, 4 GPUs."):
+    with pytest.raises(DeviceError, match=r"The 4 attention heads do not divide by 3 GPUs. Use 2 or 4 GPUs."):
         tiny_bundle.dit.set_ulysses(Ulysses(rank=0, count=3))
     assert tiny_bundle.dit.ulysses is None

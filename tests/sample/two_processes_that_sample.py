@@ -1,6 +1,7 @@
 """What each of two processes runs for `test_two_processes_sample_as_one.py`: `<folder>` takes the latents."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from studio.core.model.processes import ALONE, joined
 from studio.core.sample.parallel import spread
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.sampler import frames_of
+from tests.two_processes import as_two
 
 START = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
 ODD = {"height": 48, "width": 80, "num_frames": 17, "num_inference_steps": 1, "guidance_scale": 3.0, "seed": 3}
@@ -55,4 +57,4 @@ def main(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    as_two(partial(main, Path(sys.argv[1])))

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from studio.core.events import StepDone
 from studio.core.model.load import load_bundle
 from studio.core.model.processes import joined
 from studio.core.train.job import run_inline
+from tests.two_processes import as_two
 
 
 def main(folder):
@@ -49,4 +51,4 @@ def train(file, bundle, processes, last=None):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]))
+    as_two(partial(main, Path(sys.argv[1])))

@@ -110,9 +110,10 @@ class LongCatVideoTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         heads = self.config["num_heads"]
         if ulysses is not None and heads % ulysses.count:
-            fitting = [str(count) for count in range(2, heads + 1) if heads % count == 0]
+            *fitting, most = [str(count) for count in range(2, heads + 1) if heads % count == 0]
             raise DeviceError(
-                f"The {heads} attention heads do not divide by {ulysses.count} GPUs.", f"Use {', '.join(fitting)} GPUs."
+                f"The {heads} attention heads do not divide by {ulysses.count} GPUs.",
+                f"Use {', '.join(fitting)} or {most} GPUs.",
             )
         self.ulysses = ulysses
         for block in self._blocks:

@@ -28,9 +28,10 @@ from accelerate import PartialState
 
 from studio.core.errors import ConfigError, DeviceError, ProcessLost, StudioError
 
-GRACE_SECONDS = 20.0
-"""From SIGTERM, or from the loss of the process that started these, until a process that hangs ends itself. torch's
-elastic agent kills after 30 s what is not gone by then."""
+GRACE_SECONDS = 18.0
+"""From SIGTERM, or from the loss of the process that started these, until a process that hangs ends itself."""
+_KILL_SECONDS = 21
+"""From SIGTERM until torch's elastic agent kills what is not gone: a frozen process too ends within 30 s."""
 WAIT = timedelta(hours=2)
 """How long one process waits for another that lives: while a dataset is checked, or a checkpoint written."""
 _LOOK_SECONDS = 0.5
@@ -52,6 +53,8 @@ class Processes:
     """For small tensors in main memory (gloo); None for a process alone."""
     tellers: list[Callable[[StudioError], None]] = field(default_factory=list)
     """Who is told, from another thread, why this process is about to be ended."""
+    failed: threading.Event = field(default_factory=threading.Event)
+    """Set when what they do together was broken off, so that this one must not wait for the others."""
 
     @property
     def is_main(self) -> bool:
@@ -102,7 +105,10 @@ class Processes:
 
     def fail(self, error: StudioError) -> None:
         """Leaves word of why this process ends, for the first one to tell."""
-        if self.count > 1 and not isinstance(error, ProcessLost):
+        if self.count == 1:
+            return
+        self.failed.set()
+        if not isinstance(error, ProcessLost):
             with suppress(RuntimeError):
                 _store().set(_FAILED, json.dumps([error.message, error.remedy]))
 
@@ -172,7 +178,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         processes = _join(device)
         with _ended_together(processes):
             yield processes
-            PartialState().destroy_process_group()
+            if not processes.failed.is_set():
+                PartialState().destroy_process_group()
     except (StudioError, RuntimeError) as error:
         explained = processes.explained(error)
         if not isinstance(explained, StudioError):
@@ -182,6 +189,16 @@ def joined(device: str = "auto") -> Iterator[Processes]:
             raise explained from None
         time.sleep(_SPEAK_SECONDS)
         raise SystemExit(1) from error
+    finally:
+        _abort()
+
+
+def _abort() -> None:
+    """Ends the process group without the other processes, where it is still there: they may be gone, or hang."""
+    if dist.is_initialized():
+        # gloo knows no abort, and needs none.
+        with suppress(RuntimeError):
+            cast(dist.ProcessGroup, dist.group.WORLD).abort()
 
 
 def _join(device: str) -> Processes:
@@ -295,7 +312,7 @@ def start_processes(arguments: Sequence[str], count: int, *, is_sharded: bool = 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # An agent that does not know it waits 30 s.
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(GRACE_SECONDS) + 5))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_KILL_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if is_sharded:
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}

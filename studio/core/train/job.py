@@ -239,6 +239,7 @@ def _drive(
             else:
                 logger.error("run=%s failed after step=%d", folder.name, step, exc_info=raised)
             _tell_failure(folder, failed)
+            processes.fail(error if isinstance(error, StudioError) else StudioError(failed.message, failed.remedy))
             on_event(failed)
 
 
