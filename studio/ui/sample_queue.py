@@ -8,6 +8,7 @@ from studio.core.sample.desk import DeskSnapshot, SampleDesk
 from studio.core.sample.queue import EntryState, QueueEntry
 from studio.ui import markup
 from studio.ui.sample_stage import what
+from studio.view.judged import label_text
 from studio.view.words import Words
 
 ENDED_SHOWN = 6
@@ -76,14 +77,14 @@ def _ends(place: int, count: int) -> tuple[str, ...]:
 
 def _row(entry: QueueEntry, w: Words, buttons: tuple[str, ...], off: tuple[str, ...] = ()) -> str:
     state = w(f"sample.state_{entry.state.value}")
-    parts = [f"<p class='what'>{what(entry)}</p>"]
+    parts = [f"<p class='what'>{what(entry, w)}</p>"]
     if entry.state is EntryState.FAILED:
         parts.append(
             f"<p class='why' {markup.core_text(w)}>{escape(entry.message)} "
             f"<span class='remedy'>{escape(entry.remedy)}</span></p>"
         )
     shown = "".join(
-        _button(do, entry.id, w(f"sample.do_{do}"), w(f"sample.do_{do}_of", what=_short(entry)), do in off)
+        _button(do, entry.id, w(f"sample.do_{do}"), w(f"sample.do_{do}_of", what=_short(entry, w)), do in off)
         for do in buttons
     )
     return (
@@ -101,6 +102,6 @@ def _button(do: str, id_: str, text: str, label: str, is_off: bool = False) -> s
     )
 
 
-def _short(entry: QueueEntry) -> str:
+def _short(entry: QueueEntry, w: Words) -> str:
     prompt = entry.prompt if len(entry.prompt) <= 40 else f"{entry.prompt[:39]}…"
-    return f"{entry.label} {prompt}".strip()
+    return f"{label_text(entry.label, w)} {prompt}".strip()

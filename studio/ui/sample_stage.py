@@ -15,6 +15,7 @@ from studio.core.sample.judge import MOST
 from studio.core.sample.queue import EntryState, QueueEntry
 from studio.core.sample.video import read_settings
 from studio.ui import markup
+from studio.view.judged import label_text
 from studio.view.words import Words
 
 KEPT_FROM = 24.0
@@ -79,9 +80,9 @@ def pulse(snapshot: DeskSnapshot, w: Words) -> str:
     )
 
 
-def what(entry: QueueEntry) -> str:
+def what(entry: QueueEntry, w: Words) -> str:
     """`0.5 · a red circle moves`, in HTML."""
-    label = f"<b class='label'>{escape(entry.label)}</b> " if entry.label else ""
+    label = f"<b class='label'>{escape(label_text(entry.label, w))}</b> " if entry.label else ""
     return f"{label}<span class='words'>{escape(entry.prompt)}</span>"
 
 
@@ -101,15 +102,15 @@ def _underway(entry: QueueEntry, underway: Underway | None, w: Words) -> str:
     now = underway or Underway(id=entry.id, phase="load")
     return (
         f"<div class='working'><p role='status' class='phase'><b>{escape(w(f'sample.phase_{now.phase}'))}</b></p>"
-        f"<p class='what'>{what(entry)}</p>{markup.bar(now.step / max(1, now.num_steps))}"
+        f"<p class='what'>{what(entry, w)}</p>{markup.bar(now.step / max(1, now.num_steps))}"
         f"<p class='note'>{escape(step_line(now, w))}</p></div>"
     )
 
 
 def _ended(desk: SampleDesk, entry: QueueEntry, w: Words) -> str:
     if entry.state is EntryState.CANCELLED:
-        return markup.note(w("sample.cancelled")) + f"<p class='what'>{what(entry)}</p>"
-    head = f"<p class='what'>{what(entry)}</p>"
+        return markup.note(w("sample.cancelled")) + f"<p class='what'>{what(entry, w)}</p>"
+    head = f"<p class='what'>{what(entry, w)}</p>"
     if entry.state is EntryState.FAILED:
         remedy = f"<span class='remedy' {markup.core_text(w)}>{escape(entry.remedy)}</span>"
         said = f"<span {markup.core_text(w)}>{escape(entry.message)}</span> {remedy}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from studio.view.words import Words
 
 LABELS = {"without LoRA": "without", "with LoRA": "with", "dense": "dense", "sparse": "sparse"}
 """Labels that the core gives, by the end of their key; others are numbers or somebody's own words."""
+NUMBER = re.compile(r"-?\d+\.\d+")
 SHA = 8
 """Signs of a picture's hash that are shown: enough to tell two apart."""
 DIFFERENT_PICTURES = frozenset({"seed", "start_frame_sha256", "clip_sha256"})
@@ -24,7 +26,14 @@ SPEEDING = frozenset({"attention", "num_inference_steps", "schedule", "refinemen
 
 def title(video: GalleryVideo, w: Words) -> str:
     """The label in words."""
-    return w(f"judge.label_{LABELS[video.label]}") if video.label in LABELS else video.label
+    return label_text(video.label, w)
+
+
+def label_text(label: str, w: Words) -> str:
+    """A label that the core gives in words, a strength with the language's own point; others as they are."""
+    if label in LABELS:
+        return w(f"judge.label_{LABELS[label]}")
+    return label.replace(".", w("decimal")) if NUMBER.fullmatch(label) else label
 
 
 def titles(videos: Sequence[GalleryVideo], w: Words) -> list[str]:

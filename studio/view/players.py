@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -26,6 +27,8 @@ JUDGE_JS = Path(__file__).with_name("judge.js")
 """Defines `startJudge(root)`, which brings what `judge_html` gives to life."""
 JUDGE_CSS = Path(__file__).with_name("judge.css")
 SPEEDS = ("0.25", "0.5", "1")
+MOST_BESIDE = 5
+"""More videos are in two rows."""
 ICONS = {
     "play": "M3 1l11 7-11 7z",
     "pause": "M3 1h4v14H3zM9 1h4v14H9z",
@@ -38,6 +41,7 @@ ICONS = {
 def judge_html(comparison: Comparison, sources: Sequence[str], w: Words) -> str:
     """The players under their one clock, wipe, heat map and figures; `sources` are the addresses of the videos."""
     names = titles(comparison.videos, w)
+    columns = len(names) if len(names) <= MOST_BESIDE else math.ceil(len(names) / 2)
     fps = max(shape.fps for shape in comparison.shapes)
     count = max(round(shape.num_frames / shape.fps * fps) for shape in comparison.shapes)
     heat = json.dumps([[float(level) for level in color] for color in HEAT])
@@ -56,7 +60,7 @@ def judge_html(comparison: Comparison, sources: Sequence[str], w: Words) -> str:
     return (
         f"<div class='judge' role='group' tabindex='0' aria-label='{_say('judge.players', w)}' data-mode='side' "
         f"data-fps='{fps}' data-count='{count}' data-heat='{heat}' data-most='{HEAT_MOST}' "
-        f"data-say='{escape(json.dumps(say))}'>"
+        f"data-say='{escape(json.dumps(say))}' style='--columns: {columns}'>"
         f"{_tools(comparison, names, w)}<p class='judge-failed' role='alert' hidden>{_say('judge.failed', w)}</p>"
         f"{_over(comparison, w)}<div class='judge-panes'>{panes}</div>{_clock(count, w)}"
         f"<p class='judge-hint judge-keys'>{_say('judge.keys', w)}</p><div class='judge-facts'>{facts}</div></div>"
