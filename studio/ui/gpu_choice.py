@@ -11,7 +11,7 @@ from studio.view.words import Words
 
 def build_gpu_choice(num_gpus: int, w: Words) -> list[Any]:
     """Lays the choice out, where it is called: a number of GPUs, and whether the base is split over them."""
-    with gr.Row(visible=num_gpus > 1):
+    with gr.Column(visible=num_gpus > 1, min_width=1):
         count = gr.Radio(
             choices=list(range(1, max(1, num_gpus) + 1)), value=1, label=w("gpus.label"), info=w("gpus.help"),
             elem_id="gpus",

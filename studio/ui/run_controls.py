@@ -96,12 +96,13 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
         is_at_work = state in (RunState.RUNNING, RunState.PAUSED)
         can_press = Request.STOP not in asked and not (workshop.is_training and not state.is_live)
         can_press = can_press and (can_start or standing.action is not Action.START) and not starting
+        kind = "secondary" if mending["visible"] or starting else "primary"
         return [
             f"<div data-number='{number}'>{said}</div>",
             gr.update(
                 value=w("gpus.starting") if starting else label(standing, snapshot),
                 interactive=can_press,
-                variant="stop" if standing.action is Action.STOP else "secondary" if mending["visible"] else "primary",
+                variant="stop" if standing.action is Action.STOP and not starting else kind,
             ),
             mending,
             gr.update(visible=standing.action is Action.CONTINUE and not starting, interactive=can_start),

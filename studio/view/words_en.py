@@ -388,7 +388,7 @@ TEXTS = {
     "gpus.help": "Each learns from a batch of its own: a step has as many more clips. Another process trains the run.",
     "gpus.shard": "Split the base over them (FSDP2)",
     "gpus.shard_help": "For a base that one GPU cannot hold. Else it only takes time.",
-    "gpus.plan": "{n}, with up to {each} clips at once on each: a step learns from up to {clips}.",
+    "gpus.plan": "{n}: a step learns from up to {clips} clips, {each} at a time on each.",
     "gpus.plan_whole": "Each holds the whole base.",
     "gpus.plan_sharded": "Each holds a part of the base.",
     "gpus.time_fit": "about {time}, at the {pace} s a step that one GPU was measured to take for its share",

@@ -386,7 +386,7 @@ TEXTS = {
     "gpus.help": "Cada una aprende de su propio lote: el paso tiene más clips en proporción. Lo entrena otro proceso.",
     "gpus.shard": "Repartir la base entre ellas (FSDP2)",
     "gpus.shard_help": "Para una base que no cabe en una sola GPU. Si cabe, solo cuesta tiempo.",
-    "gpus.plan": "{n}, con hasta {each} clips a la vez en cada una: un paso aprende de hasta {clips}.",
+    "gpus.plan": "{n}: un paso aprende de hasta {clips} clips, {each} a la vez en cada una.",
     "gpus.plan_whole": "Cada una tiene la base entera.",
     "gpus.plan_sharded": "Cada una tiene una parte de la base.",
     "gpus.time_fit": "unos {time}, a los {pace} s por paso que se midieron en una GPU para su parte",

@@ -177,9 +177,7 @@ def test_the_plan_says_how_a_step_is_shared(room):
     plan = preflight(replace(config, optim=replace(config.optim, gradient_accumulation_steps=2)), report)
     assert (plan.num_processes, plan.batch_size, plan.effective_batch) == (3, 2, 12)
     rows = dict(plan_rows(plan, W))
-    assert rows["GPUs"] == (
-        "3, with up to 2 clips at once on each: a step learns from up to 12. Each holds a part of the base."
-    )
+    assert rows["GPUs"] == ("3: a step learns from up to 12 clips, 2 at a time on each. Each holds a part of the base.")
     alone, _ = run_config(workshop, path, (8, 1e-3, 2, 2, 1, 1, True), W)
     assert not alone.is_sharded
     assert "GPUs" not in dict(plan_rows(preflight(alone, report), W))
