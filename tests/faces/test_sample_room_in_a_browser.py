@@ -68,7 +68,7 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(
     page.wait_for_selector("#sample-plan .advice")
     page.fill("#sample-guidance input", "")
 
-    ask_for(page, "the long one", frames=5, steps=3000)
+    ask_for(page, "the long one", frames=5, steps=1500)
     ask_for(page, "<b>one</b>", steps=2)
     ask_for(page, "two", steps=2)
     waiting = [("waiting", "the long one"), ("waiting", "<b>one</b>"), ("waiting", "two")]
@@ -86,7 +86,7 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(
     for one in (page, again):
         one.wait_for_selector(".emerging img", timeout=PATIENCE)
         assert one.evaluate("document.querySelector('.emerging img').naturalWidth") == 64
-    assert "of 3000" in page.inner_text("#stage")
+    assert "of 1500" in page.inner_text("#stage")
     assert "Generando" in again.inner_text("#stage")
     again.click("#cancel")
     ended = [("done", "<b>one</b>"), ("done", "two"), ("cancelled", "the long one")]
