@@ -1,6 +1,5 @@
 """The app in a process of its own, on a free port."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -10,7 +9,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,13 +120,6 @@ def _wait_until_served(app, port, log):
         else:
             return
     pytest.fail("the app did not come up in two minutes")
-
-
-@pytest.fixture(scope="session")
-def run_async():
-    """run_async(coroutine): in a thread, for `asyncio.run` forgets the loop that gradio made in this one, unclosed."""
-    with ThreadPoolExecutor(1) as pool:
-        yield lambda coroutine: pool.submit(asyncio.run, coroutine).result(150)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Every door of gradio that our own app opens, tried with what opened it elsewhere."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -246,7 +247,7 @@ def written(routes):
             yield from ((route.path, method) for method in getattr(route, "methods", None) or ["GET"])
 
 
-def test_a_password_guards_every_route_of_both_pages(tmp_path, run_async):
+def test_a_password_guards_every_route_of_both_pages(tmp_path):
     def given(text):
         return {"Host": "x", "Authorization": f"Basic {b64encode(text.encode()).decode()}"}
 
@@ -269,10 +270,10 @@ def test_a_password_guards_every_route_of_both_pages(tmp_path, run_async):
         assert await _status(app, "/config", **given("ana:a:b ñ")) == 200
         assert await _status(app, "/es/config", **given("ana:a:b ñ")) == 200
 
-    run_async(probe(serve(AppSettings(output_dir=tmp_path), hosts=frozenset(), auth=("ana", "a:b ñ"))))
+    asyncio.run(probe(serve(AppSettings(output_dir=tmp_path), hosts=frozenset(), auth=("ana", "a:b ñ"))))
 
 
-def test_a_request_that_is_too_long_ends_there(run_async):
+def test_a_request_that_is_too_long_ends_there():
     taken = []
 
     async def swallow(scope, receive, send):
@@ -283,21 +284,21 @@ def test_a_request_that_is_too_long_ends_there(run_async):
         await PlainTextResponse(message["type"])(scope, receive, send)
 
     app = guard.SmallRequestsOnly(swallow, most=10)
-    assert run_async(_status(app, "/", "POST", Content_Length="11")) == 413
-    assert run_async(_status(app, "/", "POST", Content_Length="-1")) == 413
-    assert run_async(_status(app, "/", "POST", b"x" * 11)) == 200
+    assert asyncio.run(_status(app, "/", "POST", Content_Length="11")) == 413
+    assert asyncio.run(_status(app, "/", "POST", Content_Length="-1")) == 413
+    assert asyncio.run(_status(app, "/", "POST", b"x" * 11)) == 200
     assert taken == [], "nothing of it was handed on"
-    assert run_async(_status(app, "/", "POST", b"x" * 10)) == 200
+    assert asyncio.run(_status(app, "/", "POST", b"x" * 10)) == 200
     assert taken == [10]
 
 
-def test_uploads_leave_room_on_the_disk_and_broken_ones_are_removed(tmp_path, run_async):
+def test_uploads_leave_room_on_the_disk_and_broken_ones_are_removed(tmp_path):
     async def served(scope, receive, send):
         await PlainTextResponse("taken")(scope, receive, send)
 
     def upload_to(least, path="/gradio_api/upload"):
         app = guard.RoomForUploads(served, folder=tmp_path / "uploads", least=least, seconds=60)
-        return run_async(_status(app, path, "POST"))
+        return asyncio.run(_status(app, path, "POST"))
 
     assert upload_to(least=0) == 200
     old, new, whole = (tmp_path / "uploads" / name for name in ("tmpold", "tmpnew", "whole.png"))

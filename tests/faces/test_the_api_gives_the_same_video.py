@@ -131,7 +131,7 @@ def test_every_event_is_documented(client):
             assert parameter["type"].get("type") in ("string", "integer", "number", None), parameter
 
 
-def test_a_model_renders_by_tools_that_know_no_path(app_address, picture, frames, tmp_path, run_async):
+def test_a_model_renders_by_tools_that_know_no_path(app_address, picture, frames, tmp_path):
     """The real client of the protocol; the video is fetched where the answer says."""
     mcp, transport = pytest.importorskip("mcp"), pytest.importorskip("mcp.client.streamable_http")
     text = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
@@ -153,7 +153,7 @@ def test_a_model_renders_by_tools_that_know_no_path(app_address, picture, frames
             wrong.append(await session.call_tool("reload", {}))
             return tools, done, wrong
 
-    tools, done, wrong = run_async(asyncio.wait_for(talk(), 120))
+    tools, done, wrong = asyncio.run(asyncio.wait_for(talk(), 120))
     assert tools.keys() == {"render", "loras", "videos", "video", "settings_of", "runs", "run"}
     for tool in tools.values():
         assert "file" not in str(tool.inputSchema).lower()
