@@ -44,7 +44,7 @@ class App:
                 cwd=project, stdout=log, stderr=log, start_new_session=True, env=environment(),
             )  # fmt: skip
         try:
-            while not _answers(port):
+            while not answers(port):
                 if self._process.poll() is not None or time.monotonic() > started + _SECONDS:
                     raise RuntimeError(f"The app does not answer: {self._log.read_text(errors='replace')[-2000:]}")
                 time.sleep(0.02)
@@ -206,7 +206,7 @@ def running_app(project: Path) -> Iterator[App]:
         app.kill()
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     """True once the page is served."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:

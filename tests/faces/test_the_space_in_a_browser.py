@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from studio.bench.app import answers
+
 PYTHON, FOLDER = os.environ.get("SPACE_PYTHON"), os.environ.get("SPACE_FOLDER")
 pytestmark = pytest.mark.skipif(not (PYTHON and FOLDER), reason="needs the environment that .ci/run makes")
 
@@ -35,7 +37,7 @@ def space(tmp_path_factory):
         app = subprocess.Popen([PYTHON, "app.py"], cwd=FOLDER, env=environment, stdout=log, stderr=log)
         try:
             end = time.monotonic() + OPENS_WITHIN
-            while not is_served(port):
+            while not answers(port):
                 assert app.poll() is None, (home / "space.log").read_text()
                 assert time.monotonic() < end, "the Space did not open within a minute"
                 time.sleep(0.5)
@@ -43,17 +45,6 @@ def space(tmp_path_factory):
         finally:
             app.terminate()
             app.wait(20)
-
-
-def is_served(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 @pytest.fixture(scope="module")
