@@ -43,9 +43,11 @@ BIG_GRIDS = [
     ((5, 6, 7), (9, 6, 7)),
 ]
 GRIDS = SMALL_GRIDS if IS_INTERPRETED else SMALL_GRIDS + BIG_GRIDS
+# The interpreter takes a fifth of a second for a block of queries with a block of keys, so there they are few.
+HEADS = 1 if IS_INTERPRETED else 2
 
 
-def make(grid_q, grid_k, *, batch=1, heads=2, width=64, dtype=torch.float32, scale=1.0):
+def make(grid_q, grid_k, *, batch=1, heads=HEADS, width=64, dtype=torch.float32, scale=1.0):
     generator = torch.Generator().manual_seed(0)
     sizes = [math.prod(grid) for grid in (grid_q, grid_k, grid_k, grid_q)]
     q, k, v, grad = (torch.randn(batch, heads, size, width, generator=generator) for size in sizes)
@@ -160,7 +162,7 @@ def test_large_logits(grid, dtype):
     ],
 )
 def test_blocks_of_other_sizes_and_a_batch(block, dtype):
-    grid_q, grid_k = (3, 6, 9), (4, 6, 9)
+    grid_q, grid_k = ((2, 5, 6), (3, 5, 6)) if IS_INTERPRETED else ((3, 6, 9), (4, 6, 9))
     tensors = make(grid_q, grid_k, batch=2, heads=1, dtype=dtype)
     lists = select_blocks(*tensors[:2], grid_q=grid_q, grid_k=grid_k, block=block, sparsity=0.5)
     case = (*tensors, lists, grid_q, grid_k, block)
@@ -169,8 +171,8 @@ def test_blocks_of_other_sizes_and_a_batch(block, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lists_of_unequal_lengths_one_of_them_empty(dtype):
-    grid_q, grid_k = (4, 6, 9), (4, 6, 9)
-    tensors = make(grid_q, grid_k, dtype=dtype)
+    grid_q, grid_k = ((3, 5, 6), (4, 5, 6)) if IS_INTERPRETED else ((4, 6, 9), (4, 6, 9))
+    tensors = make(grid_q, grid_k, heads=2, dtype=dtype)
     lists = select_blocks(*tensors[:2], grid_q=grid_q, grid_k=grid_k, cdf=0.6)
     counts = lists.counts.clone()
     counts[0, 0, 0], counts[0, 1, 2] = 0, 1
@@ -218,7 +220,7 @@ def test_nan_in_blocks_that_nobody_lists_does_not_leak():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_runs_end_in_the_same_bits(dtype):
     grid_q, grid_k = ((3, 6, 9), (4, 6, 9)) if IS_INTERPRETED else ((23, 30, 52), (24, 30, 52))
-    tensors = make(grid_q, grid_k, dtype=dtype, heads=2 if IS_INTERPRETED else 8)
+    tensors = make(grid_q, grid_k, dtype=dtype, heads=1 if IS_INTERPRETED else 8)
     lists = select_blocks(*tensors[:2], grid_q=grid_q, grid_k=grid_k, sparsity=0.75)
     again = select_blocks(*tensors[:2], grid_q=grid_q, grid_k=grid_k, sparsity=0.75)
     assert torch.equal(lists.indices, again.indices)
@@ -287,9 +289,11 @@ def test_results_lie_as_the_projection_reads_them_and_views_of_it_are_taken():
 
 
 def test_rows_may_begin_at_any_number():
-    grid = (4, 4, 16)
+    grid = (4, 4, 8) if IS_INTERPRETED else (4, 4, 16)
     q, k, v = (
-        torch.randn(1, 2, 256, 66, generator=torch.Generator().manual_seed(i)).to(DEVICE, DTYPES[0])[..., 1:65]
+        torch.randn(1, 2, math.prod(grid), 66, generator=torch.Generator().manual_seed(i)).to(DEVICE, DTYPES[0])[
+            ..., 1:65
+        ]
         for i in range(3)
     )
     out = block_sparse_attention(q, k, v, grid_q=grid, grid_k=grid, sparsity=0.5)
