@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from studio.cli_runs import add_runs_command
 from studio.cli_sample import add_sample_command
 from studio.core.errors import StudioError
+from studio.core.model.stop_wish import is_wished
 from studio.core.runlog import RunFolder, RunState, newest_unfinished, run_at
 from studio.core.simpletuner import read_project
 from studio.view.terminal import (
@@ -39,14 +40,14 @@ NEW_RUN = "a new run"
 """What several processes are told, where it is not the folder of a run to go on with."""
 USER_ERROR = 1
 """Exit code when something has to be mended first."""
+STOPPING = "Stopping after this step"
 TRAIN = (
     "Trains a LoRA. Ctrl-C or SIGTERM stops after the step in hand and saves a checkpoint and the LoRA; a second one "
     "ends at once, and --resume goes on from the newest checkpoint."
 )
 TRAIN_CODES = (
     "Exit codes: 0, all steps are done, or the run was stopped and saved; 1, something must be mended first, or the "
-    "run failed; 2, wrong options; 130 and 143, ended at once by a second Ctrl-C or SIGTERM. With --gpus a stop that "
-    "is saved ends with these too."
+    "run failed; 2, wrong options; 130 and 143, ended at once by a second Ctrl-C or SIGTERM."
 )
 
 
@@ -258,7 +259,8 @@ def _train(options: argparse.Namespace) -> int:
     if is_worker or options.gpus:
         device = (begun.config() if begun else read_project(options.config).run).model.device
     if options.gpus and not is_worker:
-        return start_on_gpus(options.given, options.gpus, is_sharded=options.shard, device=device)
+        answer = partial(_say, STOPPING)
+        return start_on_gpus(options.given, options.gpus, is_sharded=options.shard, device=device, answer=answer)
     with joined(device) as processes:
         return _train_with(options, begun, processes) if processes.is_main else _train_beside(options, processes)
 
@@ -403,14 +405,15 @@ def _count(text: str) -> int:
 
 
 def _interrupted(
-    answer: str = "Stopping after this step",
+    answer: str = STOPPING,
     signals: Sequence[signal.Signals] = (signal.SIGINT,),
     *,
     may_be_killed: bool = False,
 ) -> Callable[[], bool]:
-    """A question that Ctrl-C, or another of `signals`, answers with yes: work stops, as `answer` tells the user. The
-    next one quits: work that `may_be_killed` by the signal itself, in the middle of a step, and without a
-    KeyboardInterrupt, which gets lost where the C code of a library makes another error of it.
+    """A question that Ctrl-C, or another of `signals`, answers with yes, as does one to whoever started this process
+    beside others: work stops, as `answer` tells the user. The next one quits: work that `may_be_killed` by the signal
+    itself, in the middle of a step, and without a KeyboardInterrupt, which gets lost where the C code of a library
+    makes another error of it.
     """
     stop = threading.Event()
 
@@ -418,12 +421,17 @@ def _interrupted(
         for number in signals:
             is_raised = number == signal.SIGINT and not may_be_killed
             signal.signal(number, signal.default_int_handler if is_raised else signal.SIG_DFL)
-        print(f"\n{answer}; press Ctrl-C again to quit at once.", file=sys.stderr)
+        _say(answer)
         stop.set()
 
     for number in signals:
         signal.signal(number, ask_to_stop)
-    return stop.is_set
+    return lambda: stop.is_set() or is_wished()
+
+
+def _say(answer: str) -> None:
+    """What someone reads who pressed Ctrl-C."""
+    print(f"\n{answer}; press Ctrl-C again to quit at once.", file=sys.stderr)
 
 
 def leave_signals_to_the_first(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> Callable[[], bool]:

@@ -69,7 +69,8 @@ def _gpus(plan: Preflight, w: Words) -> str:
     """How the processes share a step, and the base."""
     shared = w("gpus.plan_sharded" if plan.is_sharded else "gpus.plan_whole")
     told = {"n": plan.num_processes, "each": plan.batch_size, "clips": plan.effective_batch}
-    return f"{w('gpus.plan', **told)} {shared}"
+    short = w("gpus.plan_short", n=plan.num_short_sizes, all=plan.num_sizes) if plan.num_short_sizes else ""
+    return f"{w('gpus.plan', **told)} {shared} {short}".rstrip()
 
 
 def _disk(disk: DiskUse, w: Words) -> str:

@@ -15,7 +15,7 @@ from studio.core.model.lora import LORA_FILE
 from studio.core.model.processes import ALONE, Processes, joined, too_few_gpus
 from studio.core.runlog import RunFolder, RunState
 from studio.core.train.checkpoint_files import list_checkpoints
-from studio.core.train.distributed import notices_of, require_one_run, shares_of
+from studio.core.train.distributed import leaves_idle, notices_of, require_one_run, shares_of
 from tests.two_processes import run_two
 
 PROGRAM = Path(__file__).with_name("two_processes_that_train.py")
@@ -106,6 +106,17 @@ def test_every_clip_of_a_step_is_counted_once_and_all_processes_keep_in_step():
             assert all(len(share.items) <= batch_size for shares in of_all for share in shares)
             assert all(share.items for shares in of_all for share in shares)
     assert [share.items for share in shares_of(batches, ALONE, 5)] == list(batches)
+
+
+def test_a_bucket_that_leaves_a_process_without_clips_is_known():
+    for clips in range(1, 10):
+        for count in (1, 2, 3, 4):
+            for batch_size in (1, 2):
+                # The largest batch that a bucket of so many clips gives.
+                batch = (TrainingItem(pair="clip", caption=""),) * min(clips, count * batch_size)
+                of_all = [shares_of([batch], Processes(rank=rank, count=count), batch_size) for rank in range(count)]
+                has_none = any(not any(share.counts for share in shares) for shares in of_all)
+                assert leaves_idle(clips, batch_size, count) == has_none, (clips, count, batch_size)
 
 
 def test_a_batch_of_several_processes_has_clips_for_each(config, report):

@@ -58,6 +58,11 @@ class BatchSampler:
                 self._by_bucket.setdefault(pair.bucket, []).extend(copies)
 
     @property
+    def num_clips(self) -> Mapping[Bucket, int]:
+        """How many an epoch has of each bucket, repeats counted."""
+        return {bucket: len(pairs) for bucket, pairs in self._by_bucket.items()}
+
+    @property
     def steps_per_epoch(self) -> int:
         """Batches that show everything once."""
         return sum(-(-len(pairs) // self.batch_size) for pairs in self._by_bucket.values())

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import cast
@@ -26,7 +26,8 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from studio.core.errors import ConfigError, DeviceError, ProcessLost, StudioError
+from studio.core.errors import ConfigError, DeviceError, OutOfMemory, ProcessLost, StudioError
+from studio.core.model.stop_wish import wishing
 
 GRACE_SECONDS = 18.0
 """From SIGTERM, or from the loss of the process that started these, until a process that hangs ends itself."""
@@ -110,19 +111,24 @@ class Processes:
         self.failed.set()
         if not isinstance(error, ProcessLost):
             with suppress(RuntimeError):
-                _store().set(_FAILED, json.dumps([error.message, error.remedy]))
+                settings = error.settings if isinstance(error, OutOfMemory) else ()
+                _store().set(_FAILED, json.dumps([error.message, error.remedy, settings]))
 
     def explained(self, error: Exception) -> Exception:
-        """The error itself, or ProcessLost where it only says that another process is gone."""
+        """The error itself, or `lost()` where it only says that another process is gone."""
         if self.count == 1 or not is_lost_peer(error):
             return error
         return self.lost()
 
-    def lost(self, otherwise: str | None = None) -> ProcessLost:
-        """What the process that ended first left word of, or `otherwise`."""
+    def lost(self, otherwise: str | None = None) -> StudioError:
+        """What the process that ended first left word of, OutOfMemory where settings would mend it, or `otherwise`."""
         with suppress(RuntimeError, ValueError):
             if _store().check([_FAILED]):
-                return ProcessLost(*json.loads(_store().get(_FAILED)))
+                message, remedy, settings = json.loads(_store().get(_FAILED))
+                error = OutOfMemory(message, remedy) if settings else ProcessLost(message, remedy)
+                if isinstance(error, OutOfMemory):
+                    error.settings = tuple((file, key, value) for file, key, value in settings)
+                return error
         said = otherwise or f"One of the {self.count} processes was lost, so all have ended."
         return ProcessLost(said, "If the machine ran out of main memory, use fewer processes.")
 
@@ -284,7 +290,15 @@ def _watch(processes: Processes, reader: socket.socket, ended: threading.Event) 
                 os._exit(128 + signal.SIGTERM)
 
 
-def start_on_gpus(arguments: Sequence[str], count: int, *, is_sharded: bool = False, device: str = "auto") -> int:
+def start_on_gpus(
+    arguments: Sequence[str],
+    count: int,
+    *,
+    is_sharded: bool = False,
+    device: str = "auto",
+    module: str = "studio",
+    answer: Callable[[], None] | None = None,
+) -> int:
     """`start_processes`, one for each of `count` GPUs, or as many on the CPU where that is the `device`.
 
     Raises DeviceError: there are fewer GPUs.
@@ -292,14 +306,22 @@ def start_on_gpus(arguments: Sequence[str], count: int, *, is_sharded: bool = Fa
     available = torch.cuda.device_count()
     if device != "cpu" and count > available:
         raise too_few_gpus(count, available)
-    return start_processes(arguments, count, is_sharded=is_sharded)
+    return start_processes(arguments, count, is_sharded=is_sharded, module=module, answer=answer)
 
 
-def start_processes(arguments: Sequence[str], count: int, *, is_sharded: bool = False, module: str = "studio") -> int:
+def start_processes(
+    arguments: Sequence[str],
+    count: int,
+    *,
+    is_sharded: bool = False,
+    module: str = "studio",
+    answer: Callable[[], None] | None = None,
+) -> int:
     """Runs `python -m` `module` with `arguments` in `count` processes on this machine, and returns its exit code when
     all have ended: when one fails or is killed, the others are ended.
 
-    Ports are chosen by the system. A signal is passed on to all of them.
+    Ports are chosen by the system. A signal is passed on to all of them, which end within `GRACE_SECONDS`; with an
+    `answer` the first SIGINT or SIGTERM is a wish, as `stop_wish.wishing` says, and their step takes what it takes.
 
     Raises:
         ProcessLost: one was killed.
@@ -319,9 +341,12 @@ def start_processes(arguments: Sequence[str], count: int, *, is_sharded: bool = 
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="studio", rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0,
+        signals_to_handle="SIGHUP,SIGQUIT" if answer else "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
     )  # fmt: skip
+    came: list[int] = []
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
+        with wishing(answer) if answer else nullcontext(came) as came:
+            elastic_launch(config, sys.executable)("-m", module, *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -332,5 +357,5 @@ def start_processes(arguments: Sequence[str], count: int, *, is_sharded: bool = 
             ) from None
         return failure.exitcode
     except SignalException as ended:
-        return 128 + int(ended.sigval)
+        return 128 + int(came[-1] if came else ended.sigval)
     return 0

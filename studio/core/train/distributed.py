@@ -55,6 +55,12 @@ def shares_of(batches: Sequence[Sequence[TrainingItem]], processes: Processes, b
     return tuple(shares)
 
 
+def leaves_idle(num_clips: int, batch_size: int, num_processes: int) -> bool:
+    """True where no batch of a bucket with so many clips has one for each process, as `shares_of` deals them out."""
+    in_batch = min(num_clips, batch_size * num_processes)
+    return (num_processes - 1) * -(-in_batch // num_processes) >= in_batch
+
+
 def averaging(dit: nn.Module, processes: Processes) -> Any:
     """`dit` so that a backward pass leaves the mean of all processes' gradients of its LoRA; itself for one alone.
 

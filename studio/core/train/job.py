@@ -205,7 +205,9 @@ def _drive(
     step = 0
 
     def tell_lost(error: StudioError) -> None:
-        _tell_failure(folder, failure_of(error, step, folder))
+        failed = failure_of(error, step, folder)
+        _tell_failure(folder, failed)
+        on_event(failed)
 
     with folder.locked(), listening(config, folder) as report_to_trackers, processes.telling(tell_lost):
         try:

@@ -39,6 +39,7 @@ from studio.core.model.load import (
 from studio.core.model.lora import LORA_TARGETS, read_lora_shape
 from studio.core.model.swap import NUM_SLOTS
 from studio.core.runlog import RunFolder, RunSnapshot, list_runs
+from studio.core.train.distributed import leaves_idle
 from studio.core.train.fit import Fit
 from studio.core.train.heldout import held_out_pairs
 from studio.core.train.loop import attention_of_run, count_steps
@@ -100,6 +101,10 @@ class Preflight:
     """They share every step, one on each GPU."""
     is_sharded: bool
     """Each holds a part of the base."""
+    num_sizes: int
+    """Of the clips."""
+    num_short_sizes: int
+    """With so few clips that one of the processes has none of its own."""
     batch_size: int
     """Clips that one of them puts through the model at once, at most."""
     effective_batch: int
@@ -191,6 +196,11 @@ def preflight(
         pace_from=pace_from,
         num_processes=config.num_processes,
         is_sharded=config.is_sharded,
+        num_sizes=len(sampler.num_clips),
+        num_short_sizes=sum(
+            leaves_idle(clips, config.data.train_batch_size, config.num_processes)
+            for clips in sampler.num_clips.values()
+        ),
         batch_size=config.data.train_batch_size,
         effective_batch=sampler.batch_size * config.optim.gradient_accumulation_steps,
         rank=rank,
