@@ -6,6 +6,7 @@ Letters: B batch, T latent frames, S tokens, E model width, N heads, D head widt
 from __future__ import annotations
 
 import math
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -134,11 +135,10 @@ class SelfAttention(nn.Module):
         recorder: AttentionRecorder | None = None,
     ) -> torch.Tensor:
         """`attend`, on one process or on several."""
+        attention = partial(attend, grid_q=grid_q, grid_k=grid_k, choice=self.choice, recorder=recorder)
         if self.ulysses is None:
-            return attend(q, k, v, grid_q=grid_q, grid_k=grid_k, choice=self.choice, recorder=recorder)
-        q, k, v = (self.ulysses.to_heads(x, grid) for x, grid in ((q, grid_q), (k, grid_k), (v, grid_k)))
-        out = attend(q, k, v, grid_q=grid_q, grid_k=grid_k, choice=self.choice, recorder=recorder)
-        return self.ulysses.to_tokens(out, grid_q)
+            return attention(q, k, v)
+        return self.ulysses.around(attention, q, k, v, grid_q, grid_k)
 
 
 class CrossAttention(nn.Module):
