@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from studio.core.config_json import write_run_config
 from studio.core.data.dataset import BatchSampler, TrainingItem
 from studio.core.errors import ConfigError, DeviceError
+from studio.core.events import CheckpointSaved, RunContinued, RunPaused, RunStopped, SampleSaved, StepDone
 from studio.core.model.lora import LORA_FILE
 from studio.core.model.processes import ALONE, Processes, joined, too_few_gpus
-from studio.core.runlog import RunFolder, RunState
-from studio.core.train.checkpoint_files import list_checkpoints
+from studio.core.runlog import RunFolder, RunState, list_runs
+from studio.core.train.checkpoint_files import newest_whole
 from studio.core.train.distributed import leaves_idle, notices_of, require_one_run, shares_of
 from tests.two_processes import run_two
 
@@ -46,7 +47,7 @@ def assert_same(folder, other):
         assert (weights[name] - tensor).norm() < 1e-3 * tensor.norm(), name
 
 
-def test_ddp_and_fsdp_are_one_process_with_the_gathered_batch(
+def test_ddp_and_fsdp_are_one_process_with_the_gathered_batch_and_obey_as_one_does(
     config, run, data_of, three_clips, tmp_path, with_validation, tiny_bundle
 ):
     cache = config.data.datasets[0].cache_dir
@@ -61,13 +62,19 @@ def test_ddp_and_fsdp_are_one_process_with_the_gathered_batch(
     sampled = with_validation(shared, num_pairs=1, using_datasets=True)
     sampled = replace(sampled, model=replace(config.model, gradient_checkpointing=True))
     write_run_config(tmp_path / "fsdp.json", replace(sampled, output_dir=tmp_path / "sharded"))
+    fails = replace(shared, optim=replace(shared.optim, checkpoint_step_interval=1), output_dir=tmp_path / "failing")
+    write_run_config(tmp_path / "fails.json", fails)
     run_two(PROGRAM, tmp_path)
     heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
 
     stopped, sharded = RunFolder(Path(heard[0]["ddp"])), RunFolder(Path(heard[0]["fsdp"]))
     assert heard[0]["ddp"] == heard[1]["ddp"], "both work in one folder"
     assert stopped.state() is RunState.STOPPED
-    assert [path.name for path in list_checkpoints(stopped.path / "checkpoints")] == ["step-000002"]
+    assert [(type(event), event.step) for _, event in stopped.events() if hasattr(event, "step")] == [
+        (StepDone, 1), (CheckpointSaved, 1), (SampleSaved, 1),
+        (StepDone, 2), (CheckpointSaved, 2), (RunPaused, 2), (SampleSaved, 2), (RunContinued, 2),
+        (StepDone, 3), (CheckpointSaved, 3), (RunStopped, 3),
+    ], "each request is answered once"  # fmt: skip
     notices = " ".join(stopped.snapshot().started.notices)
     assert "up to 2 clips of one bucket, 1 for each of 2 processes" in notices
     assert "the seed (7)" in notices
@@ -85,6 +92,14 @@ def test_ddp_and_fsdp_are_one_process_with_the_gathered_batch(
 
     assert {of["mismatch"] for of in heard} == {"Process 1 of 2 has another configuration than process 0."}
     assert [of["sum"] for of in heard] == [[3.0], [3.0]]
+
+    (failed,) = list_runs(tmp_path / "failing")
+    assert failed.state() is RunState.FAILED
+    failure = failed.snapshot().failure
+    assert failure.message == "The device ran out of memory in step 2, for 5f 64x64 with batch size 1."
+    assert failure.settings == (("config.json", "gradient_checkpointing", True),), "as the process said that failed"
+    assert failure.checkpoint == "checkpoints/step-000001"
+    assert newest_whole(failed.path / "checkpoints").name == "step-000001"
 
 
 def test_every_clip_of_a_step_is_counted_once_and_all_processes_keep_in_step():
