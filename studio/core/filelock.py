@@ -36,8 +36,13 @@ class FileLock:
         self._descriptor = descriptor
         return True
 
+    @property
+    def descriptor(self) -> int | None:
+        """What a process that inherits it holds the lock with, too, until it ends; None while the lock is not ours."""
+        return self._descriptor
+
     def release(self) -> None:
-        """Frees the lock, if it is ours."""
+        """Frees the lock, if it is ours, unless a process that inherited it lives on."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

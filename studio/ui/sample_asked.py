@@ -82,6 +82,7 @@ class Asked:
     refinement: str
     attention: str
     sparsity: float | None
+    gpus: int | None
     loras: tuple[tuple[str, float], ...]
     """(name in the list, strength)."""
 
@@ -193,6 +194,8 @@ def plan_lines(asked: Asked, known: Known, request: SampleRequest, settings: Sam
         lines.append(w("sample.plan_segments", n=request.num_segments))
     lines.append(w("sample.done_steps", steps=settings.num_inference_steps))
     lines.append(w("sample.done_guidance", guidance=f"{settings.guidance_scale:g}"))
+    if (asked.gpus or 1) > 1:
+        lines.append(w("gpus.sample_plan", n=asked.gpus))
     if request.refinement != "none" and asked.comparison != "attention":
         height, width = refined_size(settings.height, settings.width, known)
         fps = known.defaults.fps * (2 if request.refinement == "space and time" else 1)

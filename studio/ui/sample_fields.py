@@ -15,6 +15,7 @@ from studio.core.sample.request import SampleRequest
 from studio.core.sample.video import write_video
 from studio.core.simpletuner import read_project
 from studio.core.train.checkpoint_files import LORA, list_checkpoints
+from studio.ui.gpu_choice import sample_gpus
 from studio.ui.train_tab import lora_choices
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
@@ -60,8 +61,8 @@ def start_frames(workshop: Workshop) -> tuple[str, list[tuple[str, Path, str]]]:
     ]
 
 
-def fields_of(workshop: Workshop, request: SampleRequest, w: Words) -> list[Any]:
-    """Updates of both groups, of all inputs and of the further rows of LoRAs."""
+def fields_of(workshop: Workshop, request: SampleRequest, w: Words, gpus: int = 1) -> list[Any]:
+    """Updates of both groups, of all inputs and of the further rows of LoRAs; of `gpus` as many as are here."""
     is_long = request.num_segments > 1
     mode = "clip" if request.clip is not None else "long" if is_long else "picture"
     if request.clip is None and request.start_frame is None and not is_long:
@@ -99,6 +100,7 @@ def fields_of(workshop: Workshop, request: SampleRequest, w: Words) -> list[Any]
         request.refinement,
         request.attention or "auto",
         gr.update(value=None if request.sparsity is None else 100 * request.sparsity, visible=is_sparse),
+        max(count for count in sample_gpus(workshop.num_gpus) if count <= max(1, gpus)),
         *[part for name, strength in rows for part in (gr.update(choices=choices, value=name), strength)],
         *[gr.update(visible=at < len(chosen)) for at in range(MOST_LORAS - 1)],
     ]

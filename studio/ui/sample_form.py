@@ -17,6 +17,7 @@ from studio.core.errors import StudioError
 from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest, resolve_settings
 from studio.core.sample.video import read_clip
 from studio.ui import markup
+from studio.ui.gpu_choice import build_sample_gpus, sample_gpus
 from studio.ui.sample_asked import (
     COMPARISONS,
     MODES,
@@ -50,8 +51,10 @@ class SampleForm:
     """requests(*values of `inputs`). Raises StudioError."""
     plan: dict[str, Any]
     """Arguments of an event that says what the form will come to."""
-    fill: Callable[[SampleRequest], list[Any]]
-    """fill(request) -> updates for `filled`: its settings again."""
+    gpus: Callable[..., int]
+    """gpus(*values of `inputs`): how many render it."""
+    fill: Callable[[SampleRequest, int], list[Any]]
+    """fill(request, gpus) -> updates for `filled`: its settings again."""
     filled: list[Any]
     refresh: Callable[[], list[Any]]
     """refresh() -> updates for `refreshed`: LoRAs, start frames and what the model can do."""
@@ -114,6 +117,7 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
         w("sample.strengths_default"), label=w("sample.strengths"), info=w("sample.strengths_help"), visible=False,
         max_lines=1, elem_id="sample-strengths",
     )  # fmt: skip
+    gpus = build_sample_gpus(workshop.num_gpus, w)
     with gr.Accordion(w("sample.more"), open=False, elem_id="sample-more") as more:
         gr.HTML(markup.note(w("sample.default_hint")))
         with gr.Row():
@@ -282,13 +286,17 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
         updates = [gr.update(choices=choices) | ({"value": name} if at == free else {}) for at in range(len(loras))]
         return [*updates, markup.note(w("sample.lora_kept", name=name)), None]
 
-    def fill(request: SampleRequest) -> list[Any]:
-        return fields_of(workshop, request, w)
+    def gpus_of(*values: Any) -> int:
+        """A number that is offered, whatever a page sends."""
+        return max(count for count in sample_gpus(workshop.num_gpus) if count <= max(1, Asked.of(values).gpus or 1))
+
+    def fill(request: SampleRequest, on: int) -> list[Any]:
+        return fields_of(workshop, request, w, on)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     inputs = [
         mode, frame, clip, again, prompt, segments, later, comparison, sweep, negative, frames, steps, height, width,
-        guidance, seed, way, refinement, attention, sparsity,
+        guidance, seed, way, refinement, attention, sparsity, gpus,
         *[part for pair_of in zip(loras, strengths, strict=True) for part in pair_of],
     ]  # fmt: skip
     plan: dict[str, Any] = {"fn": say, "inputs": inputs, "outputs": [said, crop, attention_said], **quiet}
@@ -307,7 +315,7 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
     published.click(lambda: PUBLISHED_NEGATIVE_PROMPT, None, negative, **quiet)
     changing = [
         mode, frame, clip, segments, later, comparison, sweep, frames, steps, height, width, guidance, seed, way,
-        refinement, attention, sparsity, *loras,
+        refinement, attention, sparsity, gpus, *loras,
     ]  # fmt: skip
     gr.on(
         [part.change for part in changing], changed, [message, *inputs], [message, *plan["outputs"]],
@@ -318,6 +326,7 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
         inputs=inputs,
         requests=requests,
         plan=plan,
+        gpus=gpus_of,
         fill=fill,
         filled=[frame_group, long_group, *inputs, *rows[1:]],
         refresh=refresh,

@@ -34,7 +34,7 @@ def stage(desk: SampleDesk, snapshot: DeskSnapshot, w: Words) -> str:
     if running is not None:
         return trouble + _underway(running, snapshot.underway, w)
     if snapshot.waiting:
-        return trouble + markup.progress(w("sample.begins"), 0)
+        return trouble + markup.progress(w("gpus.sample_waits" if snapshot.is_held else "sample.begins"), 0)
     last = snapshot.ended[0] if snapshot.ended else None
     if last is None:
         return markup.empty_state(w("sample.empty"), (w("sample.empty_1"), w("sample.empty_2"), w("sample.empty_3")))
@@ -81,9 +81,10 @@ def pulse(snapshot: DeskSnapshot, w: Words) -> str:
 
 
 def what(entry: QueueEntry, w: Words) -> str:
-    """`0.5 · a red circle moves`, in HTML."""
+    """`0.5 · 4 GPUs · a red circle moves`, in HTML."""
     label = f"<b class='label'>{escape(label_text(entry.label, w))}</b> " if entry.label else ""
-    return f"{label}<span class='words'>{escape(entry.prompt)}</span>"
+    gpus = f"<span class='gpus'>{escape(w('gpus.sample_on', n=entry.gpus))}</span> " if entry.gpus > 1 else ""
+    return f"{label}{gpus}<span class='words'>{escape(entry.prompt)}</span>"
 
 
 def step_line(underway: Underway, w: Words) -> str:
@@ -131,9 +132,10 @@ def _lines(notes: dict[str, Any], w: Words) -> list[str]:
         said.append(w("train.sample_motion", motion=w.number(figures["motion"], 1)))
     seconds, attention = w.number(float(notes.get("seconds", 0)), 1), w(f"chip.{notes.get('attention', 'dense')}")
     head = w("sample.done_in", seconds=seconds, attention=attention)
+    on = [w("gpus.sample_plan", n=notes["gpus"])] if notes.get("gpus") else []
     width, height = (notes.get(f"refined_{side}") or notes.get(side) for side in ("width", "height"))
     return [
-        " · ".join([*said, head]),
+        " · ".join([*said, head, *on]),
         w("sample.done_frames", frames=notes.get("num_frames"), width=width, height=height),
         w("sample.done_steps", steps=notes.get("num_inference_steps")),
         w("sample.done_guidance", guidance=f"{notes.get('guidance_scale', 0):g}"),

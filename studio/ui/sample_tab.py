@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from studio.core.errors import StudioError
-from studio.core.sample.gallery import settings_again
+from studio.core.sample.gallery import find_videos, settings_again
 from studio.ui import markup
 from studio.ui.gallery_panel import build_gallery_panel
 from studio.ui.judge_panel import build_judge_panel
@@ -131,7 +131,7 @@ def build_sample_tab(workshop: Workshop, w: Words, strip: gr.HTML, timer: gr.Tim
     def render(*values: Any) -> str:
         try:
             requests = form.requests(*values)
-            workshop.desk().add(requests, workshop.model)
+            workshop.desk().add(requests, workshop.model, form.gpus(*values))
         except StudioError as error:
             return markup.failure(error, w)
         except Exception as error:  # noqa: BLE001 the boundary of the page
@@ -153,7 +153,9 @@ def build_sample_tab(workshop: Workshop, w: Words, strip: gr.HTML, timer: gr.Tim
         try:
             if wish is None:
                 return [gr.skip(), *nothing]
-            return [markup.note(w("sample.again")), *form.fill(settings_again(workshop.desk().gallery, wish[0]))]
+            folder = workshop.desk().gallery
+            request, (video,) = settings_again(folder, wish[0]), find_videos(folder, [wish[0]])
+            return [markup.note(w("sample.again")), *form.fill(request, video.gpus)]
         except StudioError as error:
             return [markup.failure(error, w), *nothing]
 
@@ -162,7 +164,8 @@ def build_sample_tab(workshop: Workshop, w: Words, strip: gr.HTML, timer: gr.Tim
         nothing = [gr.skip()] * len(form.filled)
         try:
             if do == "again":
-                return [markup.note(w("sample.again")), *form.fill(workshop.desk().queue.request(str(id_)))]
+                queue = workshop.desk().queue
+                return [markup.note(w("sample.again")), *form.fill(queue.request(str(id_)), queue.gpus(str(id_)))]
             act(workshop.desk(), do, id_)
         except StudioError as error:
             return [markup.failure(error, w), *nothing]

@@ -96,6 +96,8 @@ class Workshop:
     job: TrainJob | None = None
     launched: Launched | None = None
     """The run on several GPUs that was begun here last."""
+    lent: int = 0
+    """How many GPUs processes that render a sample have now."""
     checks: dict[str, threading.Event] = field(default_factory=dict)
     """What stops a check, by the visitor who asked for it."""
     thumbnails: Thumbnails = field(default_factory=Thumbnails)
@@ -176,9 +178,39 @@ class Workshop:
         gallery = self.output_dir.absolute() / "samples"
         with self._opening:
             if gallery not in self._desks:
-                self._desks[gallery] = SampleDesk(gallery, lambda model: self.bundle(model or self.model))
+                self._desks[gallery] = SampleDesk(
+                    gallery, lambda model: self.bundle(model or self.model), lend=self.lend, take_back=self.take_back
+                )
                 self._desks[gallery].start()
             return self._desks[gallery]
+
+    def lend(self, gpus: int) -> bool:
+        """Lets go of every model, for processes that need the memory of so many GPUs; until `take_back` no other is
+        loaded and no run begins. False while a run is trained or a sample is rendered.
+        """
+        with self._starting:
+            told = told_run(self.output_dir)
+            is_run = self.is_training or (self.launched is not None and self.launched.is_alive)
+            is_run = is_run or (told is not None and self.snapshot(told).state.is_live)
+            if is_run or any(bundle.lock.locked() for bundle in self._bundles.values()):
+                return False
+            if not self._loading.acquire(blocking=False):
+                return False
+            self._bundles = {}
+            release()
+            self.lent = gpus
+            return True
+
+    def take_back(self) -> None:
+        """Ends `lend`."""
+        self.lent = 0
+        self._loading.release()
+
+    def _refuse_while_lent(self) -> None:
+        if self.lent:
+            raise JobAlreadyRunning(
+                f"A sample is being rendered on {self.lent} GPUs.", "Wait until it is done, or cancel it."
+            )
 
     def current_run(self) -> RunFolder | None:
         """The run of this process while it lives, else that of another process, else the newest on disk."""
@@ -246,6 +278,7 @@ class Workshop:
         """What a run would take. Raises StudioError."""
         if self.is_training:
             raise JobAlreadyRunning("A run is being trained already.", "Wait until it ends, or stop it.")
+        self._refuse_while_lent()
         return fit_of(config, self.bundle(config.model), report, on_progress=progress)
 
     def resume(self, run: RunFolder) -> RunFolder:
@@ -259,6 +292,7 @@ class Workshop:
 
     def _start(self, job: TrainJob, model: ModelConfig) -> RunFolder:
         with self._starting:
+            self._refuse_while_lent()
             if self.is_training and self.job and self.job.folder:
                 name = self.job.folder.name
                 raise JobAlreadyRunning(f"The run {name} is being trained already.", "Wait until it ends, or stop it.")
@@ -268,6 +302,7 @@ class Workshop:
 
     def _launch(self, config: RunConfig, resume: RunFolder | None, count: int) -> RunFolder:
         with self._starting:
+            self._refuse_while_lent()
             if self.launched and self.launched.is_alive:
                 name = self.launched.folder.name
                 raise JobAlreadyRunning(f"The run {name} is being trained already.", "Wait until it ends, or stop it.")

@@ -20,7 +20,7 @@ DIFFERENT_PICTURES = frozenset({"seed", "start_frame_sha256", "clip_sha256"})
 """Where these differ, the videos are not one and the same under another setting."""
 
 
-SPEEDING = frozenset({"attention", "num_inference_steps", "schedule", "refinement"})
+SPEEDING = frozenset({"attention", "num_inference_steps", "schedule", "refinement", "gpus"})
 """What a video takes longer or shorter for."""
 
 
@@ -139,6 +139,8 @@ def lora_text(loras: tuple[tuple[str, float], ...], w: Words) -> str:
 def _setting_text(key: str, value: Any, w: Words) -> str:
     if key == "loras":
         return lora_text(value or (), w)
+    if key == "gpus":
+        return str(value or 1)
     if value is None or value == "":
         return w("judge.nothing")
     if key == "attention" and isinstance(value, tuple):

@@ -87,6 +87,13 @@ def test_every_way_of_sampling_can_be_asked_for_and_its_settings_come_back(ask, 
         same(replace(again, preview_steps=0), request)
 
 
+@pytest.mark.parametrize(("here", "asked", "chosen"), [(4, 4, 4), (4, 2, 2), (3, 4, 2), (0, 4, 1), (8, 1, 1)])
+def test_the_number_of_gpus_comes_back_as_far_as_they_are_here(workshop, here, asked, chosen):
+    at = NAMES.index("gpus") + 2
+    own = replace(workshop.settings, num_gpus=here)
+    assert fields_of(Workshop(own), SampleRequest(prompt="it moves"), words("en"), asked)[at] == chosen
+
+
 def test_a_clip_is_read_and_its_end_is_gone_on_from(ask, tmp_path):
     write_video(tmp_path / "clip.mp4", PIXELS, 15.0, {})
     (request,) = ask(values(mode="clip", clip=str(tmp_path / "clip.mp4"), prompt="on", segments=1))

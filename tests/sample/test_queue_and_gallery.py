@@ -1,9 +1,12 @@
+import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 
+from studio.core.config import ModelConfig
 from studio.core.errors import ConfigError, MediaError
 from studio.core.events import DenoiseStep, SampleDone
 from studio.core.model.lora import LoraFile
@@ -93,6 +96,30 @@ def test_an_entry_that_cannot_be_read_has_failed_and_the_others_go_on(queue, tin
     assert ended[bad.id].state is EntryState.FAILED
     assert ("4 frames" in ended[bad.id].message, ended[bad.id].remedy) == (True, "Use 5 or 9.")
     assert (ended[good.id].state, ended[good.id].video) == (EntryState.DONE, "sample-0001")
+
+
+def test_an_entry_says_for_how_many_gpus_it_is_and_one_of_before_is_for_one(queue):
+    alone, several = queue.add(SMALL), queue.add(SMALL, ModelConfig(source="tiny"), 4)
+    assert [queue.gpus(entry.id) for entry in (alone, several)] == [1, 4]
+    file = queue.folder / f"{alone.id}.entry.json"
+    before = json.loads(file.read_text())
+    del before["gpus"]
+    file.write_text(json.dumps(before))
+    assert (queue.gpus(alone.id), queue.next().id) == (1, alone.id)
+    assert queue.take(lambda entry: entry.gpus == 4) is None, "its turn has not come"
+    for wrong in (0, 4, "many"):
+        file.write_text(json.dumps({**before, "gpus": wrong}))
+        assert queue.entries()[0].state is EntryState.FAILED
+        assert "cannot be read" in queue.entries()[0].message
+
+
+def test_what_two_change_at_once_is_changed_twice(queue):
+    def add(other):
+        return [other.add(SMALL).place for _ in range(20)]
+
+    with ThreadPoolExecutor(2) as both:
+        places = [place for added in both.map(add, (queue, SampleQueue(queue.folder))) for place in added]
+    assert sorted(places) == list(range(1, 41))
 
 
 def test_a_running_sample_is_cancelled_after_its_step_and_a_stop_puts_it_back(queue, tiny_bundle, tmp_path):

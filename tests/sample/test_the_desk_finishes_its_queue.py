@@ -23,6 +23,7 @@ from studio.core.sample.desk import SampleDesk, compared
 from studio.core.sample.gallery import list_videos
 from studio.core.sample.queue import EntryState
 from studio.core.sample.request import SampleRequest
+from studio.core.sample.underway import UNDERWAY
 from studio.core.sample.video import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -121,8 +122,8 @@ def test_a_cancelled_one_ends_within_a_step_and_leaves_nothing(make_desk, tiny_b
     step = until(lambda: (u := desk.snapshot().underway) and u.step)
     desk.queue.cancel(entry.id)
     until(lambda: not tiny_bundle.lock.locked())
-    assert desk._now.step < step + 400
-    until(lambda: not (desk.queue.folder / desks.UNDERWAY).exists())
+    assert desk._report.now.step < step + 400
+    until(lambda: not (desk.queue.folder / UNDERWAY).exists())
     gc.collect()
     assert states(desk) == [("one", "cancelled")]
     assert not list(desk.gallery.glob("*.mp4"))

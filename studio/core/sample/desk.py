@@ -4,64 +4,41 @@
                /.lock           locked while someone renders them
                /.underway.json  how far the one that is rendered is
                /.preview.webp   what it looks like so far
+               /.processes.log  what the processes of the last one on several GPUs said
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from studio.core.config import ModelConfig
 from studio.core.data.digest import file_hash
 from studio.core.errors import ConfigError, StudioError
-from studio.core.events import DenoiseStep, SampleEvent, SamplePhase, SampleStarted
+from studio.core.events import SampleEvent
 from studio.core.filelock import FileLock
 from studio.core.model.load import ModelBundle
-from studio.core.sample.preview import preview_webp
+from studio.core.sample.program import render_on_gpus
 from studio.core.sample.queue import EntryState, QueueEntry, SampleQueue
 from studio.core.sample.request import SampleRequest
-from studio.core.sample.request_file import write_json
+from studio.core.sample.underway import Report, Underway, read_preview, read_underway
 
 logger = logging.getLogger(__name__)
 
-LOCK, UNDERWAY, PREVIEW = ".lock", ".underway.json", ".preview.webp"
+LOCK = ".lock"
 DONE_KEPT = 20
 """Done samples that stay in the queue; their videos are in the gallery."""
-WRITE_SECONDS = 0.25
-"""How often a page is told of a new step."""
 AGAIN_SECONDS, TROUBLE_SECONDS = 1.0, 5.0
 """After this long another process may have ended, or a disk may have room again."""
 PREVIEWS = 12
 """Pictures of a sample while it emerges, at most one a step."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Underway:
-    """How far the sample is that is being rendered."""
-
-    id: str
-    phase: str
-    """`load` and `wait` for the model, then as in `SamplePhase`."""
-    step: int = 0
-    num_steps: int = 0
-    """Of the whole sample; 0 before that is known."""
-    segment: int = 1
-    num_segments: int = 1
-    seconds_left: float | None = None
-    """For the steps that are left; None before one is done."""
-    picture: int = 0
-    """The step whose preview can be had; 0: none yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +50,8 @@ class DeskSnapshot:
     underway: Underway | None = None
     is_elsewhere: bool = False
     """Another process renders what is in the queue."""
+    is_held: bool = False
+    """What is next wants GPUs that a training has."""
     trouble: tuple[str, str] | None = None
     """What keeps the queue from going on, and what to do."""
 
@@ -101,20 +80,28 @@ class DeskSnapshot:
 class SampleDesk:
     """Renders into `gallery` what waits in its queue, in a thread of its own, the next one as soon as one has ended.
 
-    `load(model)` gives a loaded model; None stands for the one in use. Of several processes on one folder one renders
-    at a time. What one was rendering when it was killed waits again.
+    `load(model)` gives a loaded model; None stands for the one in use. What asks for several GPUs is rendered by
+    processes of its own (`program`), once `lend(gpus)` says that they may have them, until `take_back()`; they end with
+    this process. Of several processes on one folder one renders at a time. What one was rendering when it was killed
+    waits again.
     """
 
-    def __init__(self, gallery: Path, load: Callable[[ModelConfig | None], ModelBundle]) -> None:
+    def __init__(
+        self,
+        gallery: Path,
+        load: Callable[[ModelConfig | None], ModelBundle],
+        *,
+        lend: Callable[[int], bool] = lambda _: True,
+        take_back: Callable[[], None] = lambda: None,
+    ) -> None:
         self.gallery = gallery
         self.queue = SampleQueue(gallery / "queue")
-        self._load = load
+        self._load, self._lend, self._take_back = load, lend, take_back
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._is_refused = False
+        self._is_refused = self._is_held = False
         self._trouble: tuple[str, str] | None = None
-        self._now = Underway(id="", phase="load")
-        self._told = 0.0
+        self._report = Report(self.queue.folder)
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -132,9 +119,11 @@ class SampleDesk:
             self._thread.join()
             self._thread = None
 
-    def add(self, requests: Sequence[SampleRequest], model: ModelConfig | None = None) -> tuple[QueueEntry, ...]:
-        """Puts requests at the end of the queue. Raises ConfigError: they cannot be kept."""
-        added = tuple(self.queue.add(request, model) for request in requests)
+    def add(
+        self, requests: Sequence[SampleRequest], model: ModelConfig | None = None, gpus: int = 1
+    ) -> tuple[QueueEntry, ...]:
+        """Puts requests at the end of the queue, each for so many GPUs. Raises ConfigError: they cannot be kept."""
+        added = tuple(self.queue.add(request, model, gpus) for request in requests)
         self._wake.set()
         return added
 
@@ -159,26 +148,17 @@ class SampleDesk:
     def snapshot(self) -> DeskSnapshot:
         """What there is to show; whatever waits is looked after from now on, should its process have died."""
         snapshot = DeskSnapshot(
-            entries=self.queue.entries(), is_elsewhere=self._is_refused, trouble=self._trouble, underway=None
+            entries=self.queue.entries(), is_elsewhere=self._is_refused, is_held=self._is_held, trouble=self._trouble
         )
         if not snapshot.is_busy:
-            return replace(snapshot, is_elsewhere=False)
+            return replace(snapshot, is_elsewhere=False, is_held=False)
         self._wake.set()
-        return replace(snapshot, underway=self._underway(snapshot.running))
+        running, underway = snapshot.running, read_underway(self.queue.folder)
+        return replace(snapshot, underway=underway if running and underway and underway.id == running.id else None)
 
     def preview(self) -> bytes | None:
         """WebP, animated: the sample so far."""
-        try:
-            return (self.queue.folder / PREVIEW).read_bytes()
-        except OSError:
-            return None
-
-    def _underway(self, running: QueueEntry | None) -> Underway | None:
-        try:
-            underway = Underway(**json.loads((self.queue.folder / UNDERWAY).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-        return underway if running is not None and underway.id == running.id else None
+        return read_preview(self.queue.folder)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -201,7 +181,7 @@ class SampleDesk:
             self._wake.clear()
 
     def _work(self) -> bool:
-        """Renders all that waits; False when another process does. Raises StudioError, or OSError."""
+        """Renders all that waits; False when it has to wait for others. Raises StudioError, or OSError."""
         self._is_refused = False
         if not any(entry.state.is_open for entry in self.queue.entries()):
             return True
@@ -211,63 +191,52 @@ class SampleDesk:
             return False
         try:
             self.queue.recover(self.gallery)
-            with closing(self.queue.run(self._bundle, self.gallery, should_stop=self._stop.is_set)) as events:
-                for entry, event in events:
-                    self._note(entry, event)
+            while not self._stop.is_set() and (entry := self.queue.next()) is not None:
+                self._is_held = entry.gpus > 1 and not self._lend(entry.gpus)
+                if self._is_held:
+                    return False
+                if entry.gpus > 1:
+                    self._render_on_gpus(entry, lock)
+                else:
+                    self._render_here()
         finally:
-            for name in (UNDERWAY, PREVIEW):
-                (self.queue.folder / name).unlink(missing_ok=True)
+            self._report.end()
             lock.release()
         self.queue.clear_done(DONE_KEPT)
         return True
 
+    def _render_here(self) -> None:
+        """All that wait for one GPU, up to one that asks for more."""
+        rendering = self.queue.run(
+            self._bundle, self.gallery, should_stop=self._stop.is_set, is_next=lambda entry: entry.gpus == 1
+        )
+        with closing(rendering) as events:
+            for entry, event in events:
+                self._note(entry, event)
+
+    def _render_on_gpus(self, entry: QueueEntry, lock: FileLock) -> None:
+        """An entry, and those after it that ask for the same, by processes of their own. Raises ConfigError."""
+        assert entry.model is not None
+        try:
+            if self.queue.take(lambda other: other.id == entry.id) is None:
+                return
+            self._report.begin(entry.id, "start")
+            said = render_on_gpus(self.gallery, entry.gpus, entry.model.device, lock, self._stop)
+            if not self._stop.is_set():
+                self.queue.fail_running(said)
+            self.queue.recover(self.gallery)
+        finally:
+            self._take_back()
+
     def _bundle(self, entry: QueueEntry) -> ModelBundle:
-        (self.queue.folder / PREVIEW).unlink(missing_ok=True)
-        self._now = Underway(id=entry.id, phase="load")
-        self._tell()
+        self._report.begin(entry.id)
         bundle = self._load(entry.model)
         if bundle.lock.locked():
-            self._now = replace(self._now, phase="wait")
-            self._tell()
+            self._report.enter("wait")
         return bundle
 
     def _note(self, entry: QueueEntry, event: SampleEvent) -> None:
-        now = self._now
-        if isinstance(event, SampleStarted):
-            now = replace(now, num_steps=event.num_steps, num_segments=event.num_segments)
-        elif isinstance(event, SamplePhase):
-            now = replace(now, phase=event.name, segment=event.segment, num_segments=event.num_segments)
-        elif isinstance(event, DenoiseStep):
-            left = event.seconds * (event.num_steps - event.step)
-            if now.seconds_left is not None and event.step < event.num_steps:
-                left = 0.5 * (left + now.seconds_left)
-            now = replace(now, step=event.step, num_steps=event.num_steps, segment=event.segment, seconds_left=left)
-            if event.preview is not None and self._write_preview(event.preview):
-                now = replace(now, picture=event.step)
-        is_news = (now.phase, now.picture) != (self._now.phase, self._now.picture)
-        self._now = now
-        if is_news or time.monotonic() - self._told > WRITE_SECONDS:
-            self._tell()
-
-    def _tell(self) -> None:
-        """A page that hears nothing is no reason to stop."""
-        self._told = time.monotonic()
-        try:
-            write_json(self.queue.folder / UNDERWAY, asdict(self._now))
-        except OSError as error:
-            logger.warning("how far the sample %s is cannot be told: %s", self._now.id, error)
-
-    def _write_preview(self, frames: np.ndarray) -> bool:
-        """uint8 [T, H, W, 3] as an animated WebP; False where it cannot be written."""
-        data = preview_webp(frames)
-        unfinished = self.queue.folder / f"{PREVIEW}.part"
-        try:
-            unfinished.write_bytes(data)
-            unfinished.replace(self.queue.folder / PREVIEW)
-        except OSError as error:
-            logger.warning("the preview of %s cannot be written: %s", self._now.id, error)
-            return False
-        return True
+        self._report.note(event)
 
 
 def compared(variants: Sequence[tuple[str, SampleRequest]]) -> list[SampleRequest]:

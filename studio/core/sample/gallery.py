@@ -44,6 +44,12 @@ class GalleryVideo:
         return str(self.settings.get("group") or "")
 
     @property
+    def gpus(self) -> int:
+        """That rendered it."""
+        gpus = self.settings.get("gpus")
+        return gpus if isinstance(gpus, int) else 1
+
+    @property
     def label(self) -> str:
         """What tells it from the others of its group; else its name."""
         return str(self.settings.get("label") or self.name)

@@ -25,7 +25,7 @@ MOST = 8
 SETTINGS = (
     "model", "loras", "prompt", "negative_prompt", "later_prompts", "start_frame_sha256", "clip_sha256", "clip_fps",
     "seed", "num_frames", "height", "width", "num_inference_steps", "guidance_scale", "schedule", "attention",
-    "refinement", "num_segments", "num_overlap_frames",
+    "refinement", "num_segments", "num_overlap_frames", "gpus",
 )  # fmt: skip
 """In the order in which they are told; those of a later version come after them."""
 FOUND = frozenset({

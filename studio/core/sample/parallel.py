@@ -1,15 +1,30 @@
-"""One video by several processes, each on its GPU: all render it, and the first one writes it."""
+"""One video, or what a queue has for them, by several processes, each on its GPU: all render, the first one writes."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import torch.distributed as dist
+
+from studio.core.errors import MediaError
 from studio.core.events import SampleEvent
-from studio.core.model.load import ModelBundle
+from studio.core.model.load import ModelBundle, load_bundle
+from studio.core.model.memory import release
+from studio.core.model.processes import Processes, joined
 from studio.core.model.ulysses import Ulysses
-from studio.core.sample.request import SampleRequest
+from studio.core.sample.gallery import sample_as
+from studio.core.sample.queue import QueueEntry, SampleQueue
+from studio.core.sample.request import SampleRequest, resolve_settings
 from studio.core.sample.sampler import frames_of, sample
+from studio.core.sample.underway import Report
+
+Value = TypeVar("Value")
 
 
 def spread(bundle: ModelBundle) -> None:
@@ -37,3 +52,107 @@ def sample_together(
     else:
         with bundle.lock:
             yield from frames_of(request, bundle, should_stop=stopping)
+
+
+def hand_out(value: Value, processes: Processes) -> Value:
+    """The first process's value, on all; what the others give is left aside. Raises RuntimeError: one is lost."""
+    box = [value]
+    if processes.count > 1:
+        dist.broadcast_object_list(box, src=0, group=processes.control)
+    return box[0]
+
+
+def render_queue(gallery: Path, device: str) -> None:
+    """As one of several processes on `device`: renders what runs in the queue of a gallery, and what waits after it for
+    the same model and as many GPUs.
+
+    The first process alone knows the queue. What goes wrong in something that all do together ends all: the others may
+    wait for one that failed.
+
+    Raises:
+        StudioError: a sample could not be rendered; its entry says so too.
+    """
+    queue = SampleQueue(gallery / "queue")
+    with joined(device) as processes:
+        first = queue.running() if processes.is_main else None
+        model = hand_out(first and first.model, processes)
+        if model is None:
+            # It was cancelled meanwhile.
+            return
+        if first is None:
+            bundle = load_bundle(model, processes)
+            spread(bundle)
+            _render_beside(bundle)
+        else:
+            # Why it is told to end is to be said first.
+            signal.signal(signal.SIGTERM, lambda *_: None)
+            with processes.telling(queue.fail_running):
+                _First(gallery, queue, processes).render(first)
+
+
+@dataclass(slots=True)
+class _First:
+    """What the first process does."""
+
+    gallery: Path
+    queue: SampleQueue
+    processes: Processes
+    bundle: ModelBundle | None = None
+    failed: list[Exception] = field(default_factory=list)
+
+    def render(self, first: QueueEntry) -> None:
+        """The entry, and those after it that ask for the same. Raises StudioError."""
+        report = Report(self.queue.folder)
+
+        def load(entry: QueueEntry) -> ModelBundle:
+            report.begin(entry.id)
+            return self._loaded(entry)
+
+        running = self.queue.run(
+            load, self.gallery, first=first, should_stop=lambda: bool(self.failed), render=self._render,
+            is_next=lambda entry: (entry.model, entry.gpus) == (first.model, first.gpus),
+        )  # fmt: skip
+        for _, event in running:
+            report.note(event)
+        if self.failed:
+            raise self.failed[0]
+        hand_out(None, self.processes)
+
+    def _loaded(self, entry: QueueEntry) -> ModelBundle:
+        assert entry.model is not None
+        if self.bundle is None:
+            with self._shared():
+                bundle = load_bundle(entry.model, self.processes)
+                spread(bundle)
+            self.bundle = bundle
+        return self.bundle
+
+    def _render(
+        self, request: SampleRequest, bundle: ModelBundle, out: Path, *, should_stop: Callable[[], bool]
+    ) -> Iterator[SampleEvent]:
+        # What cannot be rendered needs nobody else.
+        resolve_settings(request, bundle)
+        with self._shared():
+            hand_out(replace(request, preview_steps=0), self.processes)
+            yield from sample_as(request, bundle, out, should_stop=lambda: self.processes.agree(should_stop()))
+
+    @contextmanager
+    def _shared(self) -> Iterator[None]:
+        try:
+            yield
+        except MediaError:
+            # Of the file, which is written without the others.
+            raise
+        except Exception as error:
+            self.failed.append(self.processes.explained(error))
+            raise self.failed[0] from error
+
+
+def _render_beside(bundle: ModelBundle) -> None:
+    """What another process does: it renders each request that the first one hands out, until that is None."""
+    processes = bundle.processes
+    with bundle.lock:
+        while (request := hand_out(None, processes)) is not None:
+            for _ in frames_of(request, bundle, should_stop=partial(processes.agree, False)):
+                pass
+            release()

@@ -482,6 +482,7 @@ def describe(request: SampleRequest, bundle: ModelBundle, rendered: Rendered, se
         "refinement": request.refinement if request.refinement != "none" else None,
         "refined_height": last.shape[1] if request.refinement != "none" else None,
         "refined_width": last.shape[2] if request.refinement != "none" else None,
+        "gpus": bundle.processes.count if bundle.processes.count > 1 else None,
         "guidance_batched": None if rendered.is_batched else False,
         "group": request.group or None,
         "label": request.label or None,
