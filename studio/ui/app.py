@@ -8,6 +8,7 @@ import socket
 import threading
 import webbrowser
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,8 @@ import fastapi
 import gradio as gr
 import torch
 import uvicorn
+from starlette.requests import Request
+from starlette.responses import RedirectResponse
 
 from studio.core.config import ModelConfig
 from studio.core.errors import ConfigError, StudioError
@@ -120,6 +123,8 @@ def serve(
     for language in sorted(LANGUAGES, key=lambda language: language == settings.language):
         path = _address(settings, language)
         pages[path] = build_app(settings, workshop=shop, language=language)
+        if path != "/":
+            server.add_route(path, partial(_with_slash, language), include_in_schema=False)
         gr.mount_gradio_app(
             server,
             pages[path],
@@ -137,6 +142,11 @@ def serve(
             mcp_server=path == "/" and find_spec("mcp") is not None,
         )
     return server
+
+
+def _with_slash(language: Language, _: Request) -> RedirectResponse:
+    """To the page of a language; relative, for a proxy may put something before it."""
+    return RedirectResponse(f"{language}/")
 
 
 def launch(

@@ -260,7 +260,7 @@ def test_a_password_guards_every_route_of_both_pages(tmp_path):
         assert len(routes) > 100
         assert any(path.startswith("/es/") for path, _ in routes)
         assert any("/mcp" in path for path, _ in routes)
-        routes += [("/nowhere", "GET"), ("/gradio_api/mcp/", "POST")]
+        routes += [("/nowhere", "GET"), ("/gradio_api/mcp/", "POST"), ("/es", "GET")]
         for path, method in routes:
             assert await _status(app, path, method, Host="x") == 401, path
         for wrong in ("ana:", "ana:a:b", "ana:a:b n", "eva:a:b ñ", "", ":", "ana:a:b ñ "):
@@ -269,6 +269,7 @@ def test_a_password_guards_every_route_of_both_pages(tmp_path):
             assert await _status(app, "/config", Host="x", Authorization=header) == 401
         assert await _status(app, "/config", **given("ana:a:b ñ")) == 200
         assert await _status(app, "/es/config", **given("ana:a:b ñ")) == 200
+        assert await _status(app, "/es", **given("ana:a:b ñ")) == 307, "to the address with a slash"
 
     asyncio.run(probe(serve(AppSettings(output_dir=tmp_path), hosts=frozenset(), auth=("ana", "a:b ñ"))))
 
