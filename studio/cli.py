@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from studio.cli_runs import add_runs_command
 from studio.cli_sample import add_sample_command
 from studio.core.errors import StudioError
-from studio.core.model.stop_wish import is_wished
+from studio.core.model.stop_wish import are_passed_on, is_wished
 from studio.core.runlog import RunFolder, RunState, newest_unfinished, run_at
 from studio.core.simpletuner import read_project
 from studio.view.terminal import (
@@ -421,7 +421,8 @@ def _interrupted(
         for number in signals:
             is_raised = number == signal.SIGINT and not may_be_killed
             signal.signal(number, signal.default_int_handler if is_raised else signal.SIG_DFL)
-        _say(answer)
+        if not are_passed_on():
+            _say(answer)
         stop.set()
 
     for number in signals:

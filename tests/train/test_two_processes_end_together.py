@@ -89,6 +89,7 @@ def test_when_one_is_killed_all_end_within_30_seconds_and_the_checkpoint_is_good
     assert launcher.returncode == 1
     assert "Process 1 of 2 was ended by SIGKILL, and the others with it." in errors
     assert "Traceback" not in errors
+    assert "press Ctrl-C again" not in errors, "nobody pressed it"
     assert run.state() is RunState.FAILED
     assert run.snapshot().failure.message == "One of the 2 processes was lost, so all have ended."
     assert int(newest_whole(run.path / "checkpoints").name[5:]) >= run.snapshot().step - 1

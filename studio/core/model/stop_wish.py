@@ -13,9 +13,14 @@ _FILE = "LONGCAT_STUDIO_STOP_FILE"
 """The variable that names a file to the processes; when it is there, they are to stop."""
 
 
+def are_passed_on() -> bool:
+    """True where whoever started this process hears the signals of a user, and answers them."""
+    return _FILE in os.environ
+
+
 def is_wished() -> bool:
     """True once these processes are to stop after their step."""
-    return Path(os.environ[_FILE]).exists() if _FILE in os.environ else False
+    return are_passed_on() and Path(os.environ[_FILE]).exists()
 
 
 @contextmanager
