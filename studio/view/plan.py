@@ -31,6 +31,8 @@ def plan_rows(plan: Preflight, w: Words) -> list[tuple[str, str]]:
         rows.append((w("plan.attention"), w(f"chip.{plan.attention.kind}")))
     if plan.num_processes > 1:
         rows.append((w("gpus.label"), _gpus(plan, w)))
+    if plan.num_short_sizes:
+        rows.append((w("gpus.idle"), w.count("gpus.plan_short", plan.num_short_sizes)))
     rows.append((w("plan.backward"), w(f"plan.attention_{plan.attention_kept}")))
     rows.append((w("plan.result"), _result(plan, w)))
     return rows
@@ -69,8 +71,7 @@ def _gpus(plan: Preflight, w: Words) -> str:
     """How the processes share a step, and the base."""
     shared = w("gpus.plan_sharded" if plan.is_sharded else "gpus.plan_whole")
     told = {"n": plan.num_processes, "each": plan.batch_size, "clips": plan.effective_batch}
-    short = w("gpus.plan_short", n=plan.num_short_sizes, all=plan.num_sizes) if plan.num_short_sizes else ""
-    return f"{w('gpus.plan', **told)} {shared} {short}".rstrip()
+    return f"{w('gpus.plan', **told)} {shared}"
 
 
 def _disk(disk: DiskUse, w: Words) -> str:

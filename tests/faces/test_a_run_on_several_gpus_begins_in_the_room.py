@@ -221,11 +221,13 @@ def test_the_plan_says_how_a_step_is_shared(room):
     rows = dict(plan_rows(plan, W))
     assert rows["GPUs"] == (
         "3: a step learns from up to 12 clips, 2 at a time on each. "
-        "Each holds a part of the base; whether that fits is seen in the first step. "
-        "In 1 of 1 sizes there are too few clips for all of them: fewer GPUs would be as fast."
+        "Each holds a part of the base; whether that fits is seen in the first step."
     )
+    assert rows["Idle GPUs"] == "one size has too few clips for all of them: fewer GPUs are as fast there"
     two, _ = run_config(workshop, path, (8, 1e-3, 2, 2, 1, 2, False), W)
-    assert dict(plan_rows(preflight(two, report), W))["GPUs"].endswith("Each holds the whole base.")
+    rows = dict(plan_rows(preflight(two, report), W))
+    assert rows["GPUs"].endswith("Each holds the whole base.")
+    assert "Idle GPUs" not in rows
     alone, _ = run_config(workshop, path, (8, 1e-3, 2, 2, 1, 1, True), W)
     assert not alone.is_sharded
     assert "GPUs" not in dict(plan_rows(preflight(alone, report), W))

@@ -101,10 +101,8 @@ class Preflight:
     """They share every step, one on each GPU."""
     is_sharded: bool
     """Each holds a part of the base."""
-    num_sizes: int
-    """Of the clips."""
     num_short_sizes: int
-    """With so few clips that one of the processes has none of its own."""
+    """Sizes of so few clips that one of the processes has none of its own."""
     batch_size: int
     """Clips that one of them puts through the model at once, at most."""
     effective_batch: int
@@ -196,7 +194,6 @@ def preflight(
         pace_from=pace_from,
         num_processes=config.num_processes,
         is_sharded=config.is_sharded,
-        num_sizes=len(sampler.num_clips),
         num_short_sizes=sum(
             leaves_idle(clips, config.data.train_batch_size, config.num_processes)
             for clips in sampler.num_clips.values()
