@@ -44,5 +44,10 @@ def sample_gpus(num_gpus: int) -> list[int]:
     return [2**power for power in range(max(1, num_gpus).bit_length())]
 
 
+def offered_gpus(asked: int | None, num_gpus: int) -> int:
+    """The number of the choice that is nearest below what was asked for."""
+    return max(count for count in sample_gpus(num_gpus) if count <= max(1, asked or 1))
+
+
 def _radio(choices: Sequence[int], w: Words, **more: Any) -> gr.Radio:
     return gr.Radio(choices=list(choices), value=1, label=w("gpus.label"), **more)

@@ -15,7 +15,7 @@ from studio.core.sample.request import SampleRequest
 from studio.core.sample.video import write_video
 from studio.core.simpletuner import read_project
 from studio.core.train.checkpoint_files import LORA, list_checkpoints
-from studio.ui.gpu_choice import sample_gpus
+from studio.ui.gpu_choice import offered_gpus
 from studio.ui.train_tab import lora_choices
 from studio.ui.workshop import Workshop
 from studio.view.words import Words
@@ -100,7 +100,7 @@ def fields_of(workshop: Workshop, request: SampleRequest, w: Words, gpus: int = 
         request.refinement,
         request.attention or "auto",
         gr.update(value=None if request.sparsity is None else 100 * request.sparsity, visible=is_sparse),
-        max(count for count in sample_gpus(workshop.num_gpus) if count <= max(1, gpus)),
+        offered_gpus(gpus, workshop.num_gpus),
         *[part for name, strength in rows for part in (gr.update(choices=choices, value=name), strength)],
         *[gr.update(visible=at < len(chosen)) for at in range(MOST_LORAS - 1)],
     ]

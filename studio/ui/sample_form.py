@@ -17,7 +17,7 @@ from studio.core.errors import StudioError
 from studio.core.sample.request import PUBLISHED_NEGATIVE_PROMPT, SampleRequest, resolve_settings
 from studio.core.sample.video import read_clip
 from studio.ui import markup
-from studio.ui.gpu_choice import build_sample_gpus, sample_gpus
+from studio.ui.gpu_choice import build_sample_gpus, offered_gpus
 from studio.ui.sample_asked import (
     COMPARISONS,
     MODES,
@@ -288,7 +288,7 @@ def build_sample_form(workshop: Workshop, w: Words, said: gr.HTML, message: gr.H
 
     def gpus_of(*values: Any) -> int:
         """A number that is offered, whatever a page sends."""
-        return max(count for count in sample_gpus(workshop.num_gpus) if count <= max(1, Asked.of(values).gpus or 1))
+        return offered_gpus(Asked.of(values).gpus, workshop.num_gpus)
 
     def fill(request: SampleRequest, on: int) -> list[Any]:
         return fields_of(workshop, request, w, on)

@@ -28,6 +28,6 @@ class AppSettings:
     broken_demo: Path = field(default_factory=lambda: asset_path(BROKEN_DEMO))
     """The demo dataset with faults in it."""
     num_gpus: int | None = None
-    """That a run may be given; None: all that PyTorch sees."""
+    """That a run or a sample may be given; None: all that PyTorch sees."""
     language: Language = "en"
     """Of the page at /; the other languages have pages of their own."""

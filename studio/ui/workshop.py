@@ -260,8 +260,10 @@ class Workshop:
 
     @property
     def num_gpus(self) -> int:
-        """That a run may be given."""
-        return torch.cuda.device_count() if self.settings.num_gpus is None else self.settings.num_gpus
+        """That can work together; those of this machine do so over NCCL."""
+        if self.settings.num_gpus is not None:
+            return self.settings.num_gpus
+        return torch.cuda.device_count() if torch.distributed.is_nccl_available() else 0
 
     def is_starting(self, run: RunFolder) -> int:
         """How many processes are starting to train the run; 0 as soon as its folder tells how it goes."""
