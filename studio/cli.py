@@ -249,7 +249,8 @@ def _mend(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from studio.core.model.processes import is_one_of_many, joined, start_on_gpus
+    from studio.core.model.processes import is_one_of_many, joined
+    from studio.core.model.starting import start_on_gpus
 
     _quiet_libraries()
     if options.shard and not options.gpus:

@@ -123,7 +123,8 @@ def add_sample_command(commands: Any) -> None:
 
 def _sample(options: argparse.Namespace) -> int:
     from studio.cli import _quiet_libraries
-    from studio.core.model.processes import is_one_of_many, joined, start_on_gpus
+    from studio.core.model.processes import is_one_of_many, joined
+    from studio.core.model.starting import start_on_gpus
 
     _quiet_libraries()
     if options.gpus and options.gpus > 1 and not is_one_of_many():

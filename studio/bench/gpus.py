@@ -34,8 +34,9 @@ from studio.core.errors import DeviceError, StudioError
 from studio.core.geometry import GridSpec
 from studio.core.model.dit import LongCatVideoTransformer3DModel
 from studio.core.model.load import resolve_device
-from studio.core.model.processes import Processes, joined, start_processes
+from studio.core.model.processes import Processes, joined
 from studio.core.model.sharding import shard
+from studio.core.model.starting import start_processes
 from studio.core.model.ulysses import Ulysses
 from studio.core.model.vae import decode_latents
 from studio.core.train.distributed import averaging

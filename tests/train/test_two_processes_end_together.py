@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="launchers and s
 ALL_END_IN = 30
 IN_A_LONG_STEP = """
 import sys
-from studio.core.model.processes import start_processes
+from studio.core.model.starting import start_processes
 module = "tests.train.two_processes_in_a_long_step"
 answer = lambda: print("heard", flush=True)
 print(start_processes([sys.argv[1], "3"], 2, module=module, answer=answer), flush=True)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from studio.core.errors import ConfigError, StudioError
 from studio.core.filelock import FileLock
-from studio.core.model.processes import is_one_of_many, start_on_gpus
+from studio.core.model.processes import is_one_of_many
+from studio.core.model.starting import start_on_gpus
 from studio.core.train.launch import last_sentence
 
 LOG = ".processes.log"
