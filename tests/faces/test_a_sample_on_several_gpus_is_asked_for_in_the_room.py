@@ -130,8 +130,7 @@ def test_a_group_is_one_start_gives_the_videos_of_one_gpu_and_a_lost_process_is_
     small = {"mode": "text", "height": 32, "width": 32, "frames": 5, "steps": 2, "gpus": 2}
     said = room["render"](*values(**small, prompt="it moves", comparison="attention"))
     assert "2 videos queued" in said
-    for prompt in ("long", "last"):
-        room["render"](*values(**{**small, "steps": 5000}, prompt=prompt))
+    desk.add([LONG, replace(LONG, prompt="last")], CPU, 2)
 
     until(lambda: steps_of(desk, "long"), log)
     snapshot = desk.snapshot()
