@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
 import gradio as gr
@@ -14,9 +16,9 @@ import torch
 
 from studio.core.config import ModelConfig
 from studio.core.errors import JobAlreadyRunning
-from studio.core.filelock import is_locked
+from studio.core.filelock import FileLock, is_locked
 from studio.core.sample import desk as desks
-from studio.core.sample.desk import LOCK, SampleDesk
+from studio.core.sample.desk import LOCK
 from studio.core.sample.program import LOG, render_on_gpus
 from studio.core.sample.queue import SampleQueue
 from studio.core.sample.request import SampleRequest
@@ -130,12 +132,12 @@ def test_a_group_is_one_start_gives_the_videos_of_one_gpu_and_a_lost_process_is_
     small = {"mode": "text", "height": 32, "width": 32, "frames": 5, "steps": 2, "gpus": 2}
     said = room["render"](*values(**small, prompt="it moves", comparison="attention"))
     assert "2 videos queued" in said
-    desk.add([LONG, replace(LONG, prompt="last")], CPU, 2)
+    desk.add([replace(SMALL, prompt="bad", num_frames=4), LONG, replace(LONG, prompt="last")], CPU, 2)
 
     until(lambda: steps_of(desk, "long"), log)
     snapshot = desk.snapshot()
     assert "of 5000" in stage(desk, snapshot, W)
-    assert queue_list(snapshot, W).count("<span class='gpus'>2 GPUs</span>") == 4
+    assert queue_list(snapshot, W).count("<span class='gpus'>2 GPUs</span>") == 5
     assert until(desk.preview, log)[:4] == b"RIFF"
     together = ranks(os.getpid())
     assert len(together) == 3
@@ -149,7 +151,7 @@ def test_a_group_is_one_start_gives_the_videos_of_one_gpu_and_a_lost_process_is_
     until(lambda: not desk.snapshot().is_busy, log)
     _, alive = psutil.wait_procs(together, SECONDS)
     assert not alive
-    assert states(desk)[2:] == [("long", "cancelled"), ("last", "failed")]
+    assert states(desk)[2:] == [("bad", "failed"), ("long", "cancelled"), ("last", "failed")]
     lost = desk.snapshot().ended[0].message
     assert "was lost" in lost or "was ended by SIGKILL" in lost
     assert "\n" not in lost
@@ -204,14 +206,29 @@ def test_the_processes_end_with_an_app_that_is_killed_and_hold_its_queue_until_t
     assert queue.next().prompt == "long"
 
 
-def test_a_sample_waits_for_gpus_that_a_training_has(tmp_path):
-    busy = [True]
-    desk = SampleDesk(tmp_path / "samples", lambda _: None, lend=lambda _: not busy)
-    (entry,) = desk.add([SMALL], CPU, 2)
-    desk.start()
-    until(lambda: desk.snapshot().is_held, desk.queue.folder / LOG)
-    assert "Waiting: the GPUs are busy" in stage(desk, desk.snapshot(), W)
-    assert states(desk) == [("it moves", "waiting")]
-    desk.queue.cancel(entry.id)
-    until(lambda: not desk.snapshot().is_held, desk.queue.folder / LOG)
-    desk.stop()
+def test_a_sample_waits_for_gpus_that_another_has_and_a_model_for_those_that_are_lent(workshop):
+    desk, log, bundle = workshop.desk(), workshop.output_dir / "samples/queue" / LOG, workshop.bundle(CPU)
+    with bundle.lock:
+        (entry,) = desk.add([SMALL], CPU, 2)
+        until(lambda: desk.snapshot().is_held, log)
+        assert "Waiting: the GPUs are busy" in stage(desk, desk.snapshot(), W)
+        assert states(desk) == [("it moves", "waiting")]
+        assert workshop.loaded(CPU) is bundle
+        desk.queue.cancel(entry.id)
+        until(lambda: not desk.snapshot().is_held, log)
+    assert workshop.lend(2)
+    assert not workshop.lend(2), "once"
+    assert workshop.loaded(CPU) is None
+    with ThreadPoolExecutor() as pool:
+        again = pool.submit(workshop.bundle, CPU)
+        try:
+            assert not wait([again], 2).done
+        finally:
+            workshop.take_back()
+        assert again.result(SECONDS) is workshop.loaded(CPU)
+
+
+def test_where_several_gpus_cannot_share_a_sample_that_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    said = render_on_gpus(tmp_path, 2, "cpu", FileLock(tmp_path / LOCK), threading.Event())
+    assert (said.message, said.remedy) == ("Several GPUs share the work of a sample on Linux alone.", "Ask for one.")

@@ -18,6 +18,7 @@ from studio.ui.sample_fields import MOST_LORAS, fields_of, lora_files
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
+from tests.sample.test_queue_and_gallery import same
 
 pytestmark = [
     # gradio imports starlette's test client, which warns; it is not used here
@@ -60,15 +61,6 @@ def ask(workshop):
 def values(*loras, **changes):
     rows = [*loras, *[("", 1)] * (MOST_LORAS - len(loras))]
     return [*(EMPTY | changes).values(), *[part for row in rows for part in row]]
-
-
-def same(a, b):
-    for field in fields(SampleRequest):
-        one, other = getattr(a, field.name), getattr(b, field.name)
-        if isinstance(one, np.ndarray):
-            np.testing.assert_array_equal(one, other)
-        else:
-            assert one == other, field.name
 
 
 def test_every_way_of_sampling_can_be_asked_for_and_its_settings_come_back(ask, workshop, lora):

@@ -107,7 +107,7 @@ def test_an_entry_says_for_how_many_gpus_it_is_and_one_of_before_is_for_one(queu
     file.write_text(json.dumps(before))
     assert (queue.gpus(alone.id), queue.next().id) == (1, alone.id)
     assert queue.take(lambda entry: entry.gpus == 4) is None, "its turn has not come"
-    for wrong in (0, 4, "many"):
+    for wrong in (0, 4, "many", 1e999):
         file.write_text(json.dumps({**before, "gpus": wrong}))
         assert queue.entries()[0].state is EntryState.FAILED
         assert "cannot be read" in queue.entries()[0].message

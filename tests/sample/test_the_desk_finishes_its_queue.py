@@ -80,14 +80,14 @@ def states(desk):
 def test_what_waits_is_rendered_and_seen_on_its_way(make_desk):
     desk = make_desk()
     seen, pictures = [], []
-    note = desk._note
+    note = desk._report.note
 
-    def watched(entry, event):
-        note(entry, event)
+    def watched(event):
+        note(event)
         seen.append(desk.snapshot().underway)
         pictures.append(desk.preview())
 
-    desk._note = watched
+    desk._report.note = watched
     desk.add([SMALL])
     desk.start()
     until(lambda: not desk.snapshot().is_busy)
@@ -156,13 +156,14 @@ def test_what_cannot_be_rendered_says_why_and_the_next_one_is_rendered(make_desk
 
 def test_what_nobody_foresaw_is_said_and_the_desk_goes_on(make_desk, monkeypatch):
     monkeypatch.setattr(desks, "TROUBLE_SECONDS", 0.5)
-    desk, note = make_desk(), SampleDesk._note
+    desk = make_desk()
+    note = desk._report.note
 
-    def breaks(entry, event):
-        desk._note = note.__get__(desk)
+    def breaks(event):
+        desk._report.note = note
         raise ZeroDivisionError
 
-    desk._note = breaks
+    desk._report.note = breaks
     desk.add([SMALL])
     desk.start()
     assert "ZeroDivisionError" in until(lambda: desk.snapshot().trouble)[0]

@@ -22,7 +22,6 @@ from pathlib import Path
 from studio.core.config import ModelConfig
 from studio.core.data.digest import file_hash
 from studio.core.errors import ConfigError, StudioError
-from studio.core.events import SampleEvent
 from studio.core.filelock import FileLock
 from studio.core.model.load import ModelBundle
 from studio.core.sample.program import render_on_gpus
@@ -51,7 +50,7 @@ class DeskSnapshot:
     is_elsewhere: bool = False
     """Another process renders what is in the queue."""
     is_held: bool = False
-    """What is next wants GPUs that a training has."""
+    """What is next wants GPUs that a run, or another sample, has."""
     trouble: tuple[str, str] | None = None
     """What keeps the queue from going on, and what to do."""
 
@@ -211,8 +210,8 @@ class SampleDesk:
             self._bundle, self.gallery, should_stop=self._stop.is_set, is_next=lambda entry: entry.gpus == 1
         )
         with closing(rendering) as events:
-            for entry, event in events:
-                self._note(entry, event)
+            for _, event in events:
+                self._report.note(event)
 
     def _render_on_gpus(self, entry: QueueEntry, lock: FileLock) -> None:
         """An entry, and those after it that ask for the same, by processes of their own. Raises ConfigError."""
@@ -234,9 +233,6 @@ class SampleDesk:
         if bundle.lock.locked():
             self._report.enter("wait")
         return bundle
-
-    def _note(self, entry: QueueEntry, event: SampleEvent) -> None:
-        self._report.note(event)
 
 
 def compared(variants: Sequence[tuple[str, SampleRequest]]) -> list[SampleRequest]:

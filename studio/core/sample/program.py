@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from studio.core.errors import ConfigError, StudioError
+from studio.core.errors import ConfigError, DeviceError, StudioError
 from studio.core.filelock import FileLock
 from studio.core.model.processes import is_one_of_many
 from studio.core.model.starting import start_on_gpus
@@ -37,6 +37,8 @@ def render_on_gpus(gallery: Path, gpus: int, device: str, lock: FileLock, stop: 
     Raises:
         ConfigError: it cannot be started.
     """
+    if sys.platform == "win32":
+        return DeviceError("Several GPUs share the work of a sample on Linux alone.", "Ask for one.")
     assert lock.descriptor is not None
     log = gallery / "queue" / LOG
     command = [sys.executable, "-m", _MODULE, str(gallery), str(gpus), device]

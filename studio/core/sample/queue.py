@@ -229,7 +229,7 @@ class SampleQueue:
                 logger.exception("the sample %s failed", at.id)
                 said = f"The sample ended with an error that was not foreseen: {type(error).__name__}."
                 ending = replace(at, state=EntryState.FAILED, message=said, remedy="Look into the log of the app.")
-            self._end(ending)
+            self._end(ending, gallery)
             release()
 
     @contextmanager
@@ -274,10 +274,14 @@ class SampleQueue:
         """True also of one that was cancelled and then removed."""
         return should_stop() or self._read(id_).state is not EntryState.RUNNING
 
-    def _end(self, entry: QueueEntry) -> None:
-        """A cancelled entry stays cancelled, and a removed one removed, unless its video came first."""
+    def _end(self, entry: QueueEntry, gallery: Path | None = None) -> None:
+        """A cancelled entry stays cancelled, and a removed one removed, unless its video came first. Half a video of it
+        goes from the gallery.
+        """
         with self._changing():
             now = self._read(entry.id)
+            if gallery is not None:
+                abandon_video(gallery, now.taken)
             if entry.state is EntryState.DONE or now.state is EntryState.RUNNING:
                 ended = 0.0 if entry.state is EntryState.WAITING else time.time()
                 self._write(replace(entry, place=now.place, ended=ended))
@@ -306,7 +310,7 @@ class SampleQueue:
                 raise ValueError("it cannot be for so many GPUs")
             rest = {"model": model, "gpus": gpus, "ended": float(values.get("ended", 0))}
             return QueueEntry(**{**values, **known, **texts, **rest})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
+        except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError, ConfigError) as error:
             said = f"{file.name} cannot be read: {error}."
             return QueueEntry(
                 id=id_, place=0, prompt="", state=EntryState.FAILED, message=said, remedy="Ask for the sample again."
