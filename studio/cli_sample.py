@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from studio.core.errors import ConfigError, OutOfMemory
+from studio.core.errors import ConfigError, OutOfMemory, StudioError
 from studio.view.terminal import SampleBar, write
 
 if TYPE_CHECKING:
@@ -122,15 +124,34 @@ def add_sample_command(commands: Any) -> None:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from studio.cli import _quiet_libraries
+    from studio.cli import STOPPING, _quiet_libraries, _say
     from studio.core.model.processes import is_one_of_many, joined
     from studio.core.model.starting import start_on_gpus
 
     _quiet_libraries()
+    if options.gpus is not None and options.gpus < 1:
+        raise ConfigError(f"--gpus is {options.gpus}.", "Give a number of GPUs, 1 or more.")
     if options.gpus and options.gpus > 1 and not is_one_of_many():
-        return start_on_gpus(options.given, options.gpus)
-    with joined() as processes:
-        return _sample_with(options, processes)
+        return start_on_gpus(options.given, options.gpus, answer=partial(_say, STOPPING))
+    try:
+        with joined() as processes, processes.telling(_tell):
+            if processes.count > 1 and processes.is_main:
+                # Why it is told to end is to be said first.
+                signal.signal(signal.SIGTERM, lambda *_: None)
+            return _sample_with(options, processes)
+    except OutOfMemory as error:
+        raise _in_options(error) from None
+
+
+def _tell(error: StudioError) -> None:
+    """Why this process is about to be ended, while its main thread hangs."""
+    error = _in_options(error)
+    sys.stderr.write(f"{error.message} {error.remedy}".rstrip() + "\n")
+
+
+def _in_options(error: StudioError) -> StudioError:
+    """With a remedy that names options of `sample`, where it names keys of config.json."""
+    return OutOfMemory(error.message, with_options(error.remedy)) if isinstance(error, OutOfMemory) else error
 
 
 def _sample_with(options: argparse.Namespace, processes: Processes) -> int:
@@ -148,39 +169,36 @@ def _sample_with(options: argparse.Namespace, processes: Processes) -> int:
         _check_out(out)
     if options.page:
         _check_page(options.page, len(variants))
-    try:
-        bundle = load_bundle(model, processes)
-        spread(bundle)
-        for notice in bundle.notices if processes.is_main else ():
-            sys.stderr.write(f"{notice}\n")
-        is_interrupted = _interrupted() if processes.is_main else leave_signals_to_the_first()
+    bundle = load_bundle(model, processes)
+    spread(bundle)
+    for notice in bundle.notices if processes.is_main else ():
+        sys.stderr.write(f"{notice}\n")
+    is_interrupted = _interrupted() if processes.is_main else leave_signals_to_the_first()
 
-        def should_stop() -> bool:
-            return processes.agree(is_interrupted())
+    def should_stop() -> bool:
+        return processes.agree(is_interrupted())
 
-        if not variants:
-            bar = SampleBar(is_silent=not processes.is_main)
-            for event in sample_together(request, bundle, options.out, should_stop=is_interrupted):
-                bar.show(event)
-        found = []
-        for out, variant in zip(outs, variants, strict=True):
-            bar = SampleBar(variant[0], is_silent=not processes.is_main)
-            (done,) = _followed(render_variants([variant], bundle, should_stop=should_stop), bar) or (None,)
-            if done is None:
-                break
-            found.append(done)
-            if not processes.is_main:
-                continue
-            for event in write_rendered(done.request, bundle, done.rendered, out, done.seconds):
-                bar.show(event)
+    if not variants:
+        bar = SampleBar(is_silent=not processes.is_main)
+        for event in sample_together(request, bundle, options.out, should_stop=is_interrupted):
+            bar.show(event)
+    found = []
+    for out, variant in zip(outs, variants, strict=True):
+        bar = SampleBar(variant[0], is_silent=not processes.is_main)
+        (done,) = _followed(render_variants([variant], bundle, should_stop=should_stop), bar) or (None,)
+        if done is None:
+            break
+        found.append(done)
         if not processes.is_main:
-            return 0
-        if options.compare_attention and len(found) == len(variants):
-            write(f"The latents under sparse attention are off by {relative_error(*found):.4f} of the dense ones.")
-        if options.page and len(found) == len(variants):
-            _write_page(options.page, outs)
-    except OutOfMemory as error:
-        raise OutOfMemory(error.message, with_options(error.remedy)) from None
+            continue
+        for event in write_rendered(done.request, bundle, done.rendered, out, done.seconds):
+            bar.show(event)
+    if not processes.is_main:
+        return 0
+    if options.compare_attention and len(found) == len(variants):
+        write(f"The latents under sparse attention are off by {relative_error(*found):.4f} of the dense ones.")
+    if options.page and len(found) == len(variants):
+        _write_page(options.page, outs)
     return 0 if all(out.exists() for out in outs or [options.out]) else 1
 
 

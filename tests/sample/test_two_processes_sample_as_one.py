@@ -1,5 +1,6 @@
 """Ulysses on two processes gives the video of one (CPU, fp32): dense and sparse, with a cached start latent."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,12 +12,18 @@ from studio.core.errors import DeviceError
 from studio.core.model.ulysses import Ulysses
 from studio.core.sample.video import read_settings
 from tests.sample.two_processes_that_sample import latents
-from tests.two_processes import run_two
+from tests.two_processes import SECONDS, environment, run_two
 
 PROGRAM = Path(__file__).with_name("two_processes_that_sample.py")
+ONE_HANGS = """
+import sys
+from studio.core.model.starting import start_processes
+sys.exit(start_processes(sys.argv[1:], 2, module="tests.sample.one_of_two_that_hangs"))
+"""
+posix = pytest.mark.skipif(sys.platform == "win32", reason="launchers and signals of POSIX")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="launchers and signals of POSIX")
+@posix
 def test_two_processes_give_the_latents_of_one(tiny_bundle, tmp_path):
     said = run_two(PROGRAM, tmp_path)
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in range(2))
@@ -30,10 +37,26 @@ def test_two_processes_give_the_latents_of_one(tiny_bundle, tmp_path):
     assert said.count("video.mp4 in") == 1, "one of them speaks"
 
 
-def test_more_gpus_than_there_are_is_one_sentence(capsys, tmp_path):
-    asked = ["--prompt", "it moves", "--out", str(tmp_path / "video.mp4"), "--gpus", "99"]
+@posix
+def test_the_command_says_why_another_process_ended_though_the_first_one_hangs(tmp_path):
+    asked = ["--prompt", "it moves", "--out", tmp_path / "video.mp4", "--size", "32x32", "--frames", "5", "--gpus", "2"]
+    ended = subprocess.run(
+        [sys.executable, "-c", ONE_HANGS, "sample", *asked], env=environment(), capture_output=True, text=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    assert ended.stderr.count("The device ran out of memory while a video of 5 frames of 32x32 was rendered.") == 1
+    assert "Traceback" not in ended.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"), [("99", "99 GPUs were asked for, and there are"), ("0", "--gpus is 0. Give a number of GPUs")]
+)
+def test_gpus_that_cannot_be_had_are_one_sentence(capsys, tmp_path, gpus, said):
+    asked = ["--prompt", "it moves", "--out", str(tmp_path / "video.mp4"), "--gpus", gpus]
     assert main(["sample", *asked]) == 1
-    assert "99 GPUs were asked for, and there are" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_heads_that_do_not_divide_are_refused(tiny_bundle):
