@@ -253,15 +253,16 @@ def _train(options: argparse.Namespace) -> int:
     from studio.core.model.starting import start_on_gpus
 
     _quiet_libraries()
-    if options.shard and not options.gpus:
-        raise StudioError("--shard goes with --gpus.", "Say over how many GPUs the base is to lie.")
+    gpus: int = options.gpus or 1
+    if options.shard and gpus == 1:
+        raise StudioError("--shard goes with --gpus 2 or more.", "Say over how many GPUs the base is to lie.")
     begun = run_at(options.config)
     is_worker, device = is_one_of_many(), "auto"
-    if is_worker or options.gpus:
+    if is_worker or gpus > 1:
         device = (begun.config() if begun else read_project(options.config).run).model.device
-    if options.gpus and not is_worker:
+    if gpus > 1 and not is_worker:
         answer = partial(_say, STOPPING)
-        return start_on_gpus(options.given, options.gpus, is_sharded=options.shard, device=device, answer=answer)
+        return start_on_gpus(options.given, gpus, is_sharded=options.shard, device=device, answer=answer)
     with joined(device) as processes:
         return _train_with(options, begun, processes) if processes.is_main else _train_beside(options, processes)
 

@@ -25,21 +25,24 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="launchers and s
 
 ALL_END_IN = 30
 IN_A_LONG_STEP = """
-import sys
+import signal, sys
 from studio.core.model.starting import start_processes
 module = "tests.train.two_processes_in_a_long_step"
 answer = lambda: print("heard", flush=True)
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
 print(start_processes([sys.argv[1], "3"], 2, module=module, answer=answer), flush=True)
 sys.exit(start_processes([sys.argv[2], "60"], 2, module=module, answer=answer))
 """
 
 
 def test_a_signal_lets_the_longest_step_end_and_a_second_one_ends_at_once(tmp_path):
-    short, long = (tmp_path / name for name in ("short", "long"))
-    short.mkdir(), long.mkdir()
+    short, long, temporary = (tmp_path / name for name in ("short", "long", "temporary"))
+    short.mkdir(), long.mkdir(), temporary.mkdir()
     # The agent kills what is there a second after it has passed a signal on.
-    with started("-c", IN_A_LONG_STEP, short, long, TORCH_ELASTIC_SHUTDOWN_TIMEOUT="1") as launcher:
+    variables = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1", "TMPDIR": str(temporary)}
+    with started("-c", IN_A_LONG_STEP, short, long, **variables) as launcher:
         told(short, "begun", launcher)
+        launcher.send_signal(signal.SIGHUP)
         launcher.send_signal(signal.SIGTERM)
         assert launcher.stdout.readline() == "heard\n"
         assert launcher.stdout.readline() == "0\n", "both ended by themselves"
@@ -56,6 +59,7 @@ def test_a_signal_lets_the_longest_step_end_and_a_second_one_ends_at_once(tmp_pa
         assert len(workers) == 2
         assert not any(process.is_running() for process in workers), "nothing is left running"
     assert launcher.returncode == 128 + signal.SIGINT
+    assert not [*temporary.glob("torchelastic*"), *temporary.glob("longcat-studio*")]
 
 
 def test_the_wish_of_who_started_it_stops_a_run_after_its_step(shapes_dataset, tmp_path, monkeypatch):
@@ -69,7 +73,8 @@ def test_the_wish_of_who_started_it_stops_a_run_after_its_step(shapes_dataset, t
         wish.touch()
 
     threading.Thread(target=wish_after_a_step, daemon=True).start()
-    assert main(["train", "--config", str(tmp_path / "hops")]) == 0
+    # One GPU is this process: nothing is started for it.
+    assert main(["train", "--gpus", "1", "--config", str(tmp_path / "hops")]) == 0
     (run,) = list_runs(config.output_dir)
     assert run.state() is RunState.STOPPED
     assert newest_whole(run.path / "checkpoints").name == f"step-{run.snapshot().step:06d}"

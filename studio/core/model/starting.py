@@ -55,7 +55,7 @@ def start_processes(
     Raises:
         ProcessLost: one was killed.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -67,10 +67,15 @@ def start_processes(
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if is_sharded:
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    heard = ("SIGHUP", "SIGQUIT") if answer else ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    # What is ignored stays so: SIGHUP under nohup.
+    heard = [number.name for number in signal.Signals if number.name in heard and not _is_ignored(number)]
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=count, run_id="studio", rdzv_backend="c10d",
         rdzv_endpoint="127.0.0.1:0", local_addr="127.0.0.1", max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT" if answer else "SIGTERM,SIGINT,SIGHUP,SIGQUIT",
+        signals_to_handle=",".join(heard),
+        # Else each start leaves an empty folder among the temporary files.
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),
     )  # fmt: skip
     came: list[int] = []
     try:
@@ -88,3 +93,7 @@ def start_processes(
     except SignalException as ended:
         return 128 + int(came[-1] if came else ended.sigval)
     return 0
+
+
+def _is_ignored(number: signal.Signals) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN
