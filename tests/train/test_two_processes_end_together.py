@@ -34,6 +34,11 @@ print(start_processes([sys.argv[1], "3"], 2, module=module, answer=answer), flus
 sys.exit(start_processes([sys.argv[2], "60"], 2, module=module, answer=answer))
 """
 
+ABOUT_TO_JOIN = """
+from studio.core.model.starting import start_processes
+start_processes([], 2, module="tests.train.two_processes_that_join")
+"""
+
 
 def test_a_signal_lets_the_longest_step_end_and_a_second_one_ends_at_once(tmp_path):
     short, long, temporary = (tmp_path / name for name in ("short", "long", "temporary"))
@@ -98,6 +103,17 @@ def test_when_one_is_killed_all_end_within_30_seconds_and_the_checkpoint_is_good
     assert run.state() is RunState.FAILED
     assert run.snapshot().failure.message == "One of the 2 processes was lost, so all have ended."
     assert int(newest_whole(run.path / "checkpoints").name[5:]) >= run.snapshot().step - 1
+
+
+def test_who_is_killed_while_its_processes_start_leaves_none():
+    with started("-c", ABOUT_TO_JOIN) as launcher:
+        wait(lambda: len(children(launcher)) == 2, launcher)
+        workers = children(launcher)
+        launcher.kill()
+        _, left = psutil.wait_procs(workers, timeout=ALL_END_IN)
+        for process in left:
+            process.kill()
+    assert not left
 
 
 def project_of(dataset, folder):

@@ -33,6 +33,8 @@ WAIT = timedelta(hours=2)
 _LOOK_SECONDS = 0.5
 _SPEAK_SECONDS = 2.0
 """Before another process ends of itself: the launcher then ends the first one, which may have something to say."""
+STARTED_BY = "LONGCAT_STUDIO_STARTED_BY"
+"""The variable that names the process that starts these; it may be gone before they look."""
 _FAILED = "studio/failed"
 _LOST_PEER = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
 
@@ -176,8 +178,8 @@ def joined(device: str = "auto") -> Iterator[Processes]:
         return
     processes = Processes(rank=int(os.environ.get("RANK", "0")))
     try:
-        processes = _join(device)
         with _ended_together(processes):
+            processes = _join(device, processes.tellers)
             yield processes
             if not processes.failed.is_set():
                 PartialState().destroy_process_group()
@@ -202,7 +204,7 @@ def _abort() -> None:
             cast(dist.ProcessGroup, dist.group.WORLD).abort()
 
 
-def _join(device: str) -> Processes:
+def _join(device: str, tellers: list[Callable[[StudioError], None]]) -> Processes:
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if is_sharded and os.environ.get("FSDP_VERSION", "1") != "2":
         raise ConfigError(
@@ -230,7 +232,9 @@ def _join(device: str) -> Processes:
         raise DeviceError(
             f"The processes did not find each other at {address}: {first}", "Start them again."
         ) from error
-    return Processes(rank=state.process_index, count=state.num_processes, is_sharded=is_sharded, control=control)
+    return Processes(
+        rank=state.process_index, count=state.num_processes, is_sharded=is_sharded, control=control, tellers=tellers
+    )  # fmt: skip
 
 
 def too_few_gpus(asked: int, available: int) -> DeviceError:
@@ -264,7 +268,7 @@ def _ended_together(processes: Processes) -> Iterator[None]:
 
 
 def _watch(processes: Processes, reader: socket.socket, ended: threading.Event) -> None:
-    parent, deadline = os.getppid(), None
+    parent, deadline = int(os.environ.get(STARTED_BY, os.getppid())), None
     hangs = f"It was told to end, or another process was lost, and its step was not done in {GRACE_SECONDS:g} s."
     while not ended.is_set():
         is_told = False

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from studio.core.errors import ProcessLost
-from studio.core.model.processes import too_few_gpus
+from studio.core.model.processes import STARTED_BY, too_few_gpus
 from studio.core.model.stop_wish import wishing
 
 _KILL_SECONDS = 21
@@ -65,6 +65,7 @@ def start_processes(
     # An agent that does not know it waits 30 s.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_KILL_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    os.environ[STARTED_BY] = str(os.getpid())
     if is_sharded:
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     heard = ("SIGHUP", "SIGQUIT") if answer else ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
