@@ -19,15 +19,17 @@ from torch.overrides import TorchFunctionMode
 
 class _SmallClipsByOneDNN(TorchFunctionMode):
     """Sends fp32 convolutions on a CPU through oneDNN, as PyTorch does from some size on. For one small clip it would
-    take its own loop, which is 2 to 12 times slower.
+    take its own loop, which is 2 to 12 times slower. What is not called as `nn.Conv3d` calls it, for a batch, is left
+    to PyTorch.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.conv3d and torch.backends.mkldnn.is_available():
+        if func is torch.conv3d and len(args) == 7 and torch.backends.mkldnn.is_available():
             x, weight, bias, stride, padding, dilation, groups = args
-            if x.device.type == "cpu" and x.dtype == torch.float32:
+            is_fp32 = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+            if is_fp32 and x.ndim == 5 and isinstance(padding, tuple):
                 return torch.ops.aten.mkldnn_convolution(x, weight, bias, padding, stride, dilation, groups)
         return func(*args, **(kwargs or {}))
 
