@@ -93,6 +93,8 @@ def start_processes(
         return failure.exitcode
     except SignalException as ended:
         return 128 + int(came[-1] if came else ended.sigval)
+    finally:
+        del os.environ[STARTED_BY]
     return 0
 
 
