@@ -65,9 +65,10 @@ def start_processes(
     # An agent that does not know it waits 30 s.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_KILL_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    os.environ[STARTED_BY] = str(os.getpid())
+    told = {STARTED_BY: str(os.getpid())}
     if is_sharded:
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+        told |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ |= told
     heard = ("SIGHUP", "SIGQUIT") if answer else ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
     # What is ignored stays so: SIGHUP under nohup.
     heard = [number.name for number in signal.Signals if number.name in heard and not _is_ignored(number)]
@@ -94,7 +95,8 @@ def start_processes(
     except SignalException as ended:
         return 128 + int(came[-1] if came else ended.sigval)
     finally:
-        del os.environ[STARTED_BY]
+        for name in told:
+            del os.environ[name]
     return 0
 
 
