@@ -130,5 +130,7 @@ def _arranged(x: torch.Tensor) -> torch.Tensor:
 
 
 def _copy(x: torch.Tensor, to: torch.Tensor) -> None:
-    """In words of 8 bytes: bf16 numbers that are not in a row take two thirds of the time so (H200)."""
+    """In words of 8 bytes, of which a row of the last dimension has a whole number: bf16 numbers that are not in a row
+    take two thirds of the time so (H200).
+    """
     to.view(torch.int64).copy_(x.view(torch.int64))
