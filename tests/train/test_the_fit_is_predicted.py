@@ -20,6 +20,7 @@ from studio.core.events import (
 from studio.core.geometry import GridSpec
 from studio.core.model.lora import adapter_names
 from studio.core.model.memory import capacity, free_bytes
+from studio.core.model.processes import ALONE
 from studio.core.runlog import RunFolder, RunState
 from studio.core.train import fit as fitting
 from studio.core.train import loop
@@ -219,7 +220,7 @@ def test_attention_is_kept_only_where_steps_that_keep_it_are_measured_to_fit(
 ):
     bundle = SimpleNamespace(
         dit=SimpleNamespace(keep_attention=False), device=torch.device("cpu"), grid=GridSpec(),
-        prompt_encoder=SimpleNamespace(max_length=16),
+        prompt_encoder=SimpleNamespace(max_length=16), processes=ALONE,
     )  # fmt: skip
     calls = []
 

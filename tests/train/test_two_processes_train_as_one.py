@@ -92,6 +92,7 @@ def test_ddp_and_fsdp_are_one_process_with_the_gathered_batch_and_obey_as_one_do
 
     assert {of["mismatch"] for of in heard} == {"Process 1 of 2 has another configuration than process 0."}
     assert [of["sum"] for of in heard] == [[3.0], [3.0]]
+    assert [of["all"] for of in heard] == [[True, False, False]] * 2
 
     (failed,) = list_runs(tmp_path / "failing")
     assert failed.state() is RunState.FAILED

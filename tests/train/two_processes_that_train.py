@@ -37,6 +37,7 @@ def main(folder):
         except ConfigError as error:
             heard["mismatch"] = error.message
         heard["sum"] = processes.sum(torch.tensor([1.0 + processes.rank])).tolist()
+        heard["all"] = [processes.all_agree(answer) for answer in (True, processes.is_main, False)]
         (folder / f"{processes.rank}.json").write_text(json.dumps(heard))
         with nullcontext() if processes.is_main else failing(bundle.dit.blocks[0], at_call=2):
             train(folder / "fails.json", bundle, processes)

@@ -87,6 +87,10 @@ class Processes:
         self._run(lambda: dist.all_reduce(total, group=self.control))
         return total
 
+    def all_agree(self, answer: bool) -> bool:
+        """True where the answer of every process is. Raises ProcessLost."""
+        return int(self.sum(torch.tensor(int(answer)))) == self.count
+
     def require_same(self, what: str, value: str) -> None:
         """Raises ConfigError on all processes when one has another `value` than the first."""
         if self.count == 1:

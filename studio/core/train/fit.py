@@ -85,8 +85,10 @@ def measure_fit(
     alone. If yes, all are measured as the run will go, the largest again; where one of them does not fit after all,
     attention is recomputed as before and the others are measured so. The transformer is set as decided. Whoever asks
     for the next holds `bundle.lock`.
+
+    The bundle's processes do this together, and all measure the same: attention is kept where each has the memory.
     """
-    limit, dit = capacity(bundle.device), bundle.dit
+    limit, dit, processes = capacity(bundle.device), bundle.dit, bundle.processes
     largest = largest_first(batches)[:MOST_MEASURED]
 
     def measure(bucket: Bucket, batch_size: int) -> Measurement:
@@ -99,14 +101,14 @@ def measure_fit(
     measurements = [measure(*largest[0])]
     done = 1
     yield done, len(largest)
-    if config.model.keep_attention is None and decide_keep_attention(measurements[0], limit):
+    if config.model.keep_attention is None and processes.all_agree(decide_keep_attention(measurements[0], limit)):
         dit.keep_attention = True
         kept: list[Measurement] = []
         for of in largest:
             kept.append(measure(*of))
             done += 1
             yield done, done + len(largest) - len(kept)
-            if not does_fit(extrapolate(kept[-1]).peak_bytes, limit):
+            if not processes.all_agree(does_fit(extrapolate(kept[-1]).peak_bytes, limit)):
                 dit.keep_attention = False
                 break
         measurements = kept if dit.keep_attention else measurements
