@@ -385,7 +385,7 @@ TEXTS = {
     "train.lora": "Download the LoRA",
     "train.to_sample": "Try it in Sample →",
     "gpus.label": "GPUs",
-    "gpus.help": "Each learns from a batch of its own: a step has as many more clips. Another process trains the run.",
+    "gpus.help": "Each learns from its own batch: a step has that many times the clips. Another process trains it.",
     "gpus.shard": "Split the base over them (FSDP2)",
     "gpus.shard_help": "For a base that one GPU cannot hold. Else it only takes time.",
     "gpus.plan": "{n}: a step learns from up to {clips} clips, {each} at a time on each.",

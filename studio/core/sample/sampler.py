@@ -309,7 +309,7 @@ def _base_pass(
             texts = bundle.prompt_encoder.encode([prompt]), bundle.prompt_encoder.encode([request.negative_prompt])
             num_held = 0 if held is None else held.shape[2]
             attention = attention or attention_used(bundle, size, num_held)
-            is_batched = settings.guidance_scale <= 1 or bundle.processes.agree(
+            is_batched = settings.guidance_scale <= 1 or bundle.processes.all_agree(
                 has_room_for_both(bundle, size, max(1, num_held))
             )
             are_batched = are_batched and is_batched
