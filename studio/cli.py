@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return options.run(options)
     except StudioError as error:
-        print(f"{error.message} {error.remedy}".rstrip(), file=sys.stderr)
+        print(error, file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
@@ -279,7 +279,7 @@ def _train_with(options: argparse.Namespace, begun: RunFolder | None, processes:
     project, report = _checked(options.config)
     if not report.is_ok:
         print_report(report)
-        processes.tell()
+        processes.tell("")
         return USER_ERROR
     print_problems(report)
     if options.resume:
@@ -299,7 +299,7 @@ def _train_beside(options: argparse.Namespace, processes: Processes) -> int:
     from studio.core.model.load import load_bundle
     from studio.core.train.job import run_inline
 
-    told = processes.tell()
+    told = processes.tell("")
     if not told:
         return USER_ERROR
     resume, report = RunFolder(Path(told)) if told != NEW_RUN else None, None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import signal
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -135,9 +134,7 @@ def _sample(options: argparse.Namespace) -> int:
         return start_on_gpus(options.given, options.gpus, answer=partial(_say, STOPPING))
     try:
         with joined() as processes, processes.telling(_tell):
-            if processes.count > 1 and processes.is_main:
-                # Why it is told to end is to be said first.
-                signal.signal(signal.SIGTERM, lambda *_: None)
+            processes.outlast_sigterm()
             return _sample_with(options, processes)
     except OutOfMemory as error:
         raise _in_options(error) from None
@@ -145,8 +142,7 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _tell(error: StudioError) -> None:
     """Why this process is about to be ended, while its main thread hangs."""
-    error = _in_options(error)
-    sys.stderr.write(f"{error.message} {error.remedy}".rstrip() + "\n")
+    sys.stderr.write(f"{_in_options(error)}\n")
 
 
 def _in_options(error: StudioError) -> StudioError:

@@ -234,7 +234,7 @@ def _said() -> Iterator[None]:
     try:
         yield
     except StudioError as error:
-        raise gr.Error(f"{error.message} {error.remedy}".strip(), print_exception=False) from error
+        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _text(key: str, value: Any) -> str:

@@ -18,13 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
 from studio.core.errors import ConfigError, DeviceError, OutOfMemory, ProcessLost, StudioError
+
+Value = TypeVar("Value")
 
 GRACE_SECONDS = 18.0
 """From SIGTERM, or from the loss of the process that started these, until a process that hangs ends itself."""
@@ -67,17 +69,12 @@ class Processes:
         self._run(lambda: dist.broadcast(told, src=0, group=self.control))
         return bool(told.item())
 
-    def tell(self, text: str = "") -> str:
-        """The first process's text, on all. Raises ProcessLost."""
-        if self.count == 1:
-            return text
-        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        length = torch.tensor([len(data)])
-        self._run(lambda: dist.broadcast(length, src=0, group=self.control))
-        data = data if self.is_main else torch.empty(int(length.item()), dtype=torch.uint8)
-        if len(data):
-            self._run(lambda: dist.broadcast(data, src=0, group=self.control))
-        return bytes(data.tolist()).decode()
+    def tell(self, value: Value) -> Value:
+        """The first process's value, on all; what the others give is left aside. Raises ProcessLost."""
+        box = [value]
+        if self.count > 1:
+            self._run(lambda: dist.broadcast_object_list(box, src=0, group=self.control))
+        return box[0]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The sum over all processes, in main memory, of tensors of one shape. Raises ProcessLost."""
@@ -141,6 +138,11 @@ class Processes:
             yield
         finally:
             self.tellers.remove(teller)
+
+    def outlast_sigterm(self) -> None:
+        """In the main thread: SIGTERM alone does not end the first of several, whose tellers are to say why before."""
+        if self.count > 1 and self.is_main:
+            signal.signal(signal.SIGTERM, lambda *_: None)
 
     def _run(self, collective: Callable[[], object]) -> None:
         try:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
-
-import torch.distributed as dist
 
 from studio.core.errors import MediaError
 from studio.core.events import SampleEvent
@@ -23,8 +19,6 @@ from studio.core.sample.queue import QueueEntry, SampleQueue
 from studio.core.sample.request import SampleRequest, resolve_settings
 from studio.core.sample.sampler import frames_of, sample
 from studio.core.sample.underway import Report
-
-Value = TypeVar("Value")
 
 
 def spread(bundle: ModelBundle) -> None:
@@ -54,14 +48,6 @@ def sample_together(
             yield from frames_of(request, bundle, should_stop=stopping)
 
 
-def hand_out(value: Value, processes: Processes) -> Value:
-    """The first process's value, on all; what the others give is left aside. Raises RuntimeError: one is lost."""
-    box = [value]
-    if processes.count > 1:
-        dist.broadcast_object_list(box, src=0, group=processes.control)
-    return box[0]
-
-
 def render_queue(gallery: Path, device: str) -> None:
     """As one of several processes on `device`: renders what runs in the queue of a gallery, and what waits after it for
     the same model and as many GPUs.
@@ -75,7 +61,7 @@ def render_queue(gallery: Path, device: str) -> None:
     queue = SampleQueue(gallery / "queue")
     with joined(device) as processes:
         first = queue.running() if processes.is_main else None
-        model = hand_out(first and first.model, processes)
+        model = processes.tell(first and first.model)
         if model is None:
             # It was cancelled meanwhile.
             return
@@ -84,8 +70,7 @@ def render_queue(gallery: Path, device: str) -> None:
             spread(bundle)
             _render_beside(bundle)
         else:
-            # Why it is told to end is to be said first.
-            signal.signal(signal.SIGTERM, lambda *_: None)
+            processes.outlast_sigterm()
             with processes.telling(queue.fail_running):
                 _First(gallery, queue, processes).render(first)
 
@@ -116,7 +101,7 @@ class _First:
             report.note(event)
         if self.failed:
             raise self.failed[0]
-        hand_out(None, self.processes)
+        self.processes.tell(None)
 
     def _loaded(self, entry: QueueEntry) -> ModelBundle:
         assert entry.model is not None
@@ -133,7 +118,7 @@ class _First:
         # What cannot be rendered needs nobody else.
         resolve_settings(request, bundle)
         with self._shared():
-            hand_out(replace(request, preview_steps=0), self.processes)
+            self.processes.tell(replace(request, preview_steps=0))
             yield from sample_as(request, bundle, out, should_stop=lambda: self.processes.agree(should_stop()))
 
     @contextmanager
@@ -152,7 +137,7 @@ def _render_beside(bundle: ModelBundle) -> None:
     """What another process does: it renders each request that the first one hands out, until that is None."""
     processes = bundle.processes
     with bundle.lock:
-        while (request := hand_out(None, processes)) is not None:
+        while (request := processes.tell(None)) is not None:
             for _ in frames_of(request, bundle, should_stop=partial(processes.agree, False)):
                 pass
             release()

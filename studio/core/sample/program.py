@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
 
         render_queue(Path(gallery), device)
     except StudioError as error:
-        sys.stderr.write(f"{error.message} {error.remedy}".rstrip() + "\n")
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 

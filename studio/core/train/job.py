@@ -153,7 +153,7 @@ def run_inline(
     try:
         checked = _checked(config, report)
         if not processes.is_main:
-            config, folder = _begun(config, resume), RunFolder(Path(processes.tell()))
+            config, folder = _begun(config, resume), RunFolder(Path(processes.tell("")))
             _follow(config, folder, load, checked, resume=resume is not None, processes=processes)
             return folder
         config, folder = open_run(config, resume)
