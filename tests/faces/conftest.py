@@ -15,6 +15,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+PROCESSES_OF_A_ROOM = [
+    pytest.mark.skipif(sys.platform == "win32", reason="launchers and signals of POSIX"),
+    # gradio imports starlette's test client, which warns, and leaves an event loop open for each page
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+"""The marks of tests in which a room, built in their own process, starts others."""
+
 SERVE = """
 import sys
 from pathlib import Path

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -30,16 +29,10 @@ from studio.ui.settings_editor import use_texts
 from studio.ui.workshop import Workshop
 from studio.view.plan import plan_rows
 from studio.view.words import words
-from tests.faces.conftest import CONFIG, DATASETS
+from tests.faces.conftest import CONFIG, DATASETS, PROCESSES_OF_A_ROOM
 from tests.two_processes import environment
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="launchers and signals of POSIX"),
-    # gradio imports starlette's test client, which warns, and leaves an event loop open for each page
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = PROCESSES_OF_A_ROOM
 
 SECONDS = 120
 """A deadline, not a time that is asked for."""

@@ -31,16 +31,11 @@ from studio.ui.sample_tab import build_sample_tab
 from studio.ui.settings import AppSettings
 from studio.ui.workshop import Workshop
 from studio.view.words import words
+from tests.faces.conftest import PROCESSES_OF_A_ROOM
 from tests.faces.test_the_sample_form import values
 from tests.two_processes import environment
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform == "win32", reason="launchers and signals of POSIX"),
-    # gradio imports starlette's test client, which warns, and leaves an event loop open for each page
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = PROCESSES_OF_A_ROOM
 
 SECONDS = 240
 """A deadline, not a time that is asked for."""
