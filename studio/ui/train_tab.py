@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,8 @@ from studio.view.words import Words
 POLL_SECONDS, IDLE_SECONDS = 1.0, 2.0
 """How often a live run is looked at, and whether another process has begun one, where few pages ask."""
 
-AS_SHOWN = """
-(seen, kept, path) => {
-  const shown = Number(document.querySelector('#run-status [data-number]')?.dataset.number);
-  return [seen, {...kept, narrow: window.innerWidth <= 640, shown}, path];
-}
-"""
-"""Inputs of a look at the run: a phone gets figures drawn for it, and of answers that overtook one another the page
-tells which one it shows.
-"""
+AS_SHOWN = "(seen, kept, ...rest) => [seen, {...kept, narrow: window.innerWidth <= 640}, ...rest]"
+"""Inputs of a look at the run: a phone gets figures drawn for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +35,10 @@ class Seen:
     can_start: bool
     every: float
     """Seconds between two looks."""
-    number: int = 0
-    """Another one whenever the head of the room is another one."""
+    answer: int | None = field(default=None, compare=False)
+    """The number of the answer that showed it, which no other has: of answers that overtake one another the page
+    keeps the one that came last, and says which.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,37 +64,40 @@ def build_train_tab(
 ) -> TrainTab:
     """Lays the room out and connects it; `timer` makes it look at the run, `kept` is how a visitor wants the chart."""
     seen = gr.State(None)
+    answers = count(1)
+    answer = gr.Number(None, precision=0, visible=False)
     controls = build_run_controls(workshop, w)
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             plan = build_plan_panel(workshop, w, path)
         with gr.Column(scale=3, min_width=320):
             live = build_live_view(workshop, w, kept, seen, lambda last: last.live if last else None)
-    watched = [seen, pulse, timer, *controls.outputs, *live.outputs]
+    watched = [seen, answer, pulse, timer, *controls.outputs, *live.outputs]
 
-    def watch(request: gr.Request, last: Seen | None, wanted: Kept, target: str | None) -> list[Any]:
+    def watch(request: gr.Request, last: Seen | None, wanted: Kept, target: str | None, shown: int | None) -> list[Any]:
         run, can_start = workshop.current_run(), plan.can_start(target)
         snapshot = workshop.snapshot(run) if run is not None else None
         is_live = workshop.is_training or (snapshot is not None and snapshot.state.is_live)
         every = workshop.watchers.interval(request.session_hash or "", POLL_SECONDS if is_live else IDLE_SECONDS)
-        number = last.number if last else 0
-        if last is not None and isinstance(shown := (wanted or {}).get("shown"), int) and shown != number:
+        if last is not None and last.answer != shown:
             last = None
         if run is None or snapshot is None:
-            now = Seen(NO_RUN, None, can_start, every, number)
+            now = Seen(NO_RUN, None, can_start, every)
         else:
-            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, every, number)
+            now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, every)
         if now == last:
             return [gr.skip()] * len(watched)
+        number = next(answers)
+        now = replace(now, answer=number)
         curves = now.live
         if curves is None or snapshot is None:
-            return [now, "", gr.Timer(every), *controls.clear(can_start), *live.clear()]
+            return [now, number, "", gr.Timer(every), *controls.clear(can_start), *live.clear()]
         is_same = last is not None and (now.standing, now.can_start) == (last.standing, last.can_start)
-        now = now if is_same else replace(now, number=number + 1)
-        told = [now.standing, snapshot, now.can_start, now.number]
+        told = [now.standing, snapshot, now.can_start]
         head = [gr.skip()] * len(controls.outputs) if is_same else controls.show(*told)
         return [
             now,
+            number,
             gr.skip() if is_same else live_markup.pulse(snapshot, w),
             gr.skip() if last is not None and last.every == every else gr.Timer(every),
             *head,
@@ -106,7 +105,7 @@ def build_train_tab(
         ]
 
     looking: dict[str, Any] = {
-        "fn": watch, "inputs": [seen, kept, path], "outputs": watched, "js": AS_SHOWN,
+        "fn": watch, "inputs": [seen, kept, path, answer], "outputs": watched, "js": AS_SHOWN,
         "show_progress": "hidden", "api_visibility": "private", "queue": False,
     }  # fmt: skip
     for pressed in controls.connect(plan, lambda last: last.standing if last else NO_RUN, seen, path):

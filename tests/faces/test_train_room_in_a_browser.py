@@ -6,6 +6,9 @@ import time
 
 import pytest
 
+from studio.core.runlog import list_runs
+from studio.core.train.requests import Request, ask
+
 pytestmark = pytest.mark.browser
 
 PATIENCE = 90_000
@@ -16,15 +19,23 @@ NUM_STEPS = 60
 
 @pytest.fixture
 def make_project(project, tmp_path):
-    """make_project(**config): a project of its own, with its runs in it, so that no other test's run is shown."""
+    """make_project(**config): a project of its own, with its runs in it, so that no other test's run is shown.
+
+    A run that a failed test has left under way is stopped: the app trains one at a time.
+    """
+    folder = shutil.copytree(project, tmp_path / "hops")
 
     def make(**changes):
-        folder = shutil.copytree(project, tmp_path / "hops")
         config = json.loads((folder / "config.json").read_text()) | {"output_dir": "runs"} | changes
         (folder / "config.json").write_text(json.dumps(config))
         return folder
 
-    return make
+    yield make
+    for run in list_runs(folder / "runs"):
+        ask(run, Request.STOP)
+        deadline = time.monotonic() + PATIENCE / 1000
+        while run.snapshot().state.is_live and time.monotonic() < deadline:
+            time.sleep(0.1)
 
 
 def room(page, name):
@@ -68,6 +79,21 @@ def drag_across(page, start, end):
     page.mouse.down()
     page.mouse.move(box["x"] + end * box["width"], middle, steps=4)
     page.mouse.up()
+
+
+def hold_zoomed_answer(page):
+    """Keeps the first answer that draws a zoomed chart from the page: [a function that lets it through], once held."""
+    held = []
+
+    def pass_or_hold(route):
+        asked, answer = route.request.post_data, route.fetch()
+        if not held and '"narrow":' in asked and '"span":[' in asked:
+            held.append(lambda: route.fulfill(response=answer))
+        else:
+            route.fulfill(response=answer)
+
+    page.route("**/gradio_api/run/**", pass_or_hold)
+    return held
 
 
 def test_from_a_dataset_through_a_run_to_a_video(visit):
@@ -155,11 +181,23 @@ def test_a_run_is_paused_looked_at_taken_up_and_stopped_from_any_tab(visit, make
     page.reload()
     room(page, "Train")
     wait_until(page, lambda: points(page) > paused_at and shown_range(page) == zoomed)
+    wait_until(page, lambda: page.input_value("#chart-to input") == f"{zoomed[1]:g}")
     page.fill("#chart-from input", "2")
     page.press("#chart-from input", "Enter")
     wait_until(page, lambda: shown_range(page)[0] == 2)
     page.click("#chart-whole")
     wait_until(page, lambda: shown_range(page) == [0, NUM_STEPS])
+
+    late = hold_zoomed_answer(page)
+    drag_across(page, 0.0, 0.5)
+    wait_until(page, lambda: late)
+    drag_across(page, 0.5, 1.0)
+    wait_until(page, lambda: shown_range(page)[0] > 0)
+    newest = shown_range(page)
+    late[0]()
+    wait_until(page, lambda: shown_range(page) != newest)
+    wait_until(page, lambda: shown_range(page) == newest)
+    page.unroute_all()
 
     page.click("#train")
     wait_for_state(page, "stopped")
