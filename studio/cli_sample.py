@@ -153,9 +153,8 @@ def _in_options(error: StudioError) -> StudioError:
 def _sample_with(options: argparse.Namespace, processes: Processes) -> int:
     """On this process alone, or as one of several, of which the first one writes and speaks."""
     from studio.cli import _interrupted, leave_signals_to_the_first
-    from studio.core.model.load import load_bundle
     from studio.core.sample.compare import relative_error, render_variants
-    from studio.core.sample.parallel import sample_together, spread
+    from studio.core.sample.parallel import load_together, sample_together
     from studio.core.sample.sampler import write_rendered
 
     model, request = _model(options), _request(options)
@@ -165,8 +164,7 @@ def _sample_with(options: argparse.Namespace, processes: Processes) -> int:
         _check_out(out)
     if options.page:
         _check_page(options.page, len(variants))
-    bundle = load_bundle(model, processes)
-    spread(bundle)
+    bundle = load_together(model, processes)
     for notice in bundle.notices if processes.is_main else ():
         sys.stderr.write(f"{notice}\n")
     is_interrupted = _interrupted() if processes.is_main else leave_signals_to_the_first()

@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 
 from studio.cli import main as command
 from studio.core.config import ModelConfig
-from studio.core.model.load import load_bundle
 from studio.core.model.processes import ALONE, joined
-from studio.core.sample.parallel import spread
+from studio.core.sample.parallel import load_together
 from studio.core.sample.request import SampleRequest
 from studio.core.sample.sampler import frames_of
 from tests.two_processes import as_two
@@ -42,14 +41,12 @@ def latents(bundle):
 
 
 def load(processes=ALONE):
-    return load_bundle(ModelConfig(source="tiny", device="cpu"), processes)
+    return load_together(ModelConfig(source="tiny", device="cpu"), processes)
 
 
 def main(folder):
     with joined("cpu") as processes:
-        bundle = load(processes)
-        spread(bundle)
-        save_file(latents(bundle), folder / f"{processes.rank}.safetensors")
+        save_file(latents(load(processes)), folder / f"{processes.rank}.safetensors")
         size = ["--size", "32x32", "--frames", "5", "--steps", "1"]
         code = command(["sample", "--prompt", "a red circle hops", "--out", str(folder / "video.mp4"), *size])
         assert code == 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from studio.core.config import ModelConfig
 from studio.core.errors import MediaError
 from studio.core.events import SampleEvent
 from studio.core.model.load import ModelBundle, load_bundle
@@ -21,15 +22,15 @@ from studio.core.sample.sampler import frames_of, sample
 from studio.core.sample.underway import Report
 
 
-def spread(bundle: ModelBundle) -> None:
-    """From now on the bundle's processes share the work of every forward; nothing for one alone.
+def load_together(model: ModelConfig, processes: Processes) -> ModelBundle:
+    """`load_bundle`, for processes that share the work of every forward; one alone does all of it.
 
-    Raises:
-        DeviceError: the attention heads do not divide by the processes.
+    Raises as that, and DeviceError: the attention heads do not divide by the processes.
     """
-    processes = bundle.processes
+    bundle = load_bundle(model, processes)
     if processes.count > 1:
         bundle.dit.set_ulysses(Ulysses(processes.rank, processes.count))
+    return bundle
 
 
 def sample_together(
@@ -66,9 +67,7 @@ def render_queue(gallery: Path, device: str) -> None:
             # It was cancelled meanwhile.
             return
         if first is None:
-            bundle = load_bundle(model, processes)
-            spread(bundle)
-            _render_beside(bundle)
+            _render_beside(load_together(model, processes))
         else:
             processes.outlast_sigterm()
             with processes.telling(queue.fail_running):
@@ -107,9 +106,7 @@ class _First:
         assert entry.model is not None
         if self.bundle is None:
             with self._shared():
-                bundle = load_bundle(entry.model, self.processes)
-                spread(bundle)
-            self.bundle = bundle
+                self.bundle = load_together(entry.model, self.processes)
         return self.bundle
 
     def _render(
