@@ -41,6 +41,8 @@ _TOLD_EVERY = 10
 
 _TAIL = 2000
 """Characters of what a process printed last."""
+_A_STEP, _A_FILE = 0.05, 0.005
+"""Seconds between two looks for a step, which takes long, and for a file that is being written, which does not."""
 _SECONDS = 120
 """So long a process may take to start, or to end, before it is said to hang; a step may take a tenth of it."""
 
@@ -260,12 +262,14 @@ def _await_progress(config: Path, step: int, *, is_saving: bool) -> None:
     deadline = time.monotonic() + _SECONDS
     while not list_runs(config.parent / "runs") or _step(config) < step:
         _check(config, deadline)
+        time.sleep(_A_STEP)
     while is_saving and not any(_run(config).path.glob("checkpoints/.step-*.part")):
         _check(config, deadline)
+        time.sleep(_A_FILE)
 
 
 def _check(config: Path, deadline: float) -> None:
-    """Waits a moment. Raises RuntimeError: the run is over, or shows nothing new by the deadline."""
+    """Raises RuntimeError: the run is over, or shows nothing new by the deadline."""
     runs = list_runs(config.parent / "runs")
     state = runs[0].state() if runs else RunState.NEW
     is_over, is_late = state in (RunState.FINISHED, RunState.FAILED), time.monotonic() > deadline
@@ -273,7 +277,6 @@ def _check(config: Path, deadline: float) -> None:
         said = config.with_name(LOG).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
         what = "hangs" if is_late else f"is {state}"
         raise RuntimeError(f"The run {what} and could not be killed as planned. It said: {said}")
-    time.sleep(0.005)
 
 
 def _run(config: Path) -> RunFolder:

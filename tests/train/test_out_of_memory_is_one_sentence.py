@@ -210,7 +210,7 @@ def test_a_sample_on_the_command_line_is_told_its_options(tiny_bundle, monkeypat
         raise OutOfMemory("Too little.", remedy)
 
     Image.fromarray(PICTURE).save(tmp_path / "start.png")
-    monkeypatch.setattr("studio.core.model.load.load_bundle", fail)
+    monkeypatch.setattr("studio.core.sample.parallel.load_bundle", fail)
     arguments = ["--image", str(tmp_path / "start.png"), "--prompt", "", "--out", str(tmp_path / "out.mp4")]
     assert main(["sample", *arguments]) == USER_ERROR
     assert capsys.readouterr().err == f"Too little. {shown}\n"
