@@ -138,35 +138,27 @@ def chromium():
     return found or pytest.skip("needs Chromium, or Chrome, on the PATH")
 
 
-@pytest.fixture(scope="module")
-def browser(chromium):
-    """A browser for the tests of a file; while it is open, nothing else in the process can use asyncio."""
+@pytest.fixture
+def visit(chromium, app_address):
+    """visit(path="", **context): a page of the app; at the end no other host was asked for anything."""
     api = pytest.importorskip("playwright.sync_api")
+    strangers = []
     with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(
+        browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
         )
-        yield opened
-        opened.close()
 
+        def look(path="", **context):
+            page = browser.new_context(**context).new_page()
+            page.set_default_timeout(30_000)
+            own = (app_address, app_address.replace("http", "ws"), "data:", "blob:")
+            page.on("request", lambda r: None if r.url.startswith(own) else strangers.append(r.url))
+            page.goto(f"{app_address}/{path}")
+            page.wait_for_selector("#use-demo")
+            return page
 
-@pytest.fixture
-def visit(browser, app_address):
-    """visit(path="", **context): a page of the app; at the end no other host was asked for anything."""
-    strangers = []
-
-    def look(path="", **context):
-        page = browser.new_context(**context).new_page()
-        page.set_default_timeout(30_000)
-        own = (app_address, app_address.replace("http", "ws"), "data:", "blob:")
-        page.on("request", lambda r: None if r.url.startswith(own) else strangers.append(r.url))
-        page.goto(f"{app_address}/{path}")
-        page.wait_for_selector("#use-demo")
-        return page
-
-    yield look
-    for context in browser.contexts:
-        context.close()
+        yield look
+        browser.close()
     assert not strangers
 
 

@@ -37,7 +37,7 @@ def wait_for(page, expected):
 
 
 def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(
-    enter_sample_room, visit, make_project, tmp_path
+    enter_sample_room, visit, make_project, tmp_path, request
 ):
     """Also: the crop is drawn, mistakes are said at once, a running sample is cancelled, others change places."""
     project = make_project()
@@ -45,10 +45,11 @@ def test_a_start_frame_becomes_a_video_and_the_queue_outlives_the_page(
     queue.mkdir(parents=True)
     held = FileLock(queue / LOCK)
     assert held.acquire()
+    request.addfinalizer(held.release)
     picture = tmp_path / "start.png"
     Image.fromarray(np.tile(np.arange(0, 192, 2, np.uint8)[None, :, None], (64, 1, 3))).save(picture)
     page = enter_sample_room(project)
-    assert "A start frame, a sentence, and Render." in page.inner_text("#stage")
+    page.wait_for_selector("#stage :text('A start frame, a sentence, and Render.')")
     page.set_input_files("#start-frame input[type=file]", str(picture))
     page.wait_for_selector("#crop .note")
     page.click("#sample-more button")

@@ -47,6 +47,17 @@ def space(tmp_path_factory):
             app.wait(20)
 
 
+@pytest.fixture(scope="module")
+def browser(chromium):
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield opened
+        opened.close()
+
+
 def test_a_visitor_takes_an_example_and_the_video_plays(space, browser):
     address, temporary = space
     page = browser.new_page()

@@ -44,6 +44,8 @@ class _Count:
 
     frames: int = 0
     corrupt: int = 0
+    intact: int = 0
+    """Frames before the first corrupt one."""
     packets: int = 0
     discarded: int = 0
     """Packets that an edit list hides."""
@@ -66,6 +68,7 @@ class _Count:
             self.longest = max(self.longest, time - self.last_time)
         self.frames += 1
         self.corrupt += frame.is_corrupt
+        self.intact += not self.corrupt
         self.last_time = max(self.last_time, time)
         self.content.add(frame)
 
@@ -155,7 +158,9 @@ def _refuse_damage(path: Path, stream: VideoStream, count: _Count) -> None:
     """Damage that decodes without an error."""
     if count.corrupt:
         raise DamagedClipError(
-            f"{path.name} is damaged: {count.corrupt} of {count.frames} frames are corrupt.", _COPY_AGAIN
+            f"{path.name} is damaged: {count.corrupt} of {count.frames} frames are corrupt; it is readable up to frame "
+            f"{count.intact}.",
+            _COPY_AGAIN,
         )
     fragments = read_fragments(path)
     if fragments and (fragments.is_cut or _ends_early(path, stream, fragments, count)):
