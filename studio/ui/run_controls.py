@@ -49,8 +49,8 @@ class RunControls:
     outputs: list[Any]
     look: Callable[[RunFolder, RunSnapshot], Standing]
     """look(run, snapshot): how the head would show it, to be compared with how it does."""
-    show: Callable[[Standing, RunSnapshot, bool], list[Any]]
-    """show(standing, snapshot, can_start) -> updates for `outputs`."""
+    show: Callable[[Standing, RunSnapshot, bool, int], list[Any]]
+    """show(standing, snapshot, can_start, number) -> updates for `outputs`; the page can tell the number."""
     clear: Callable[[bool], list[Any]]
     """clear(can_start) -> updates for `outputs` where there is no run."""
     connect: Callable[[PlanPanel, Callable[[Any], Standing], gr.State, gr.State], list[Any]]
@@ -80,7 +80,7 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
         state = (snapshot.updated, snapshot.state, asked, own, workshop.latest)
         return Standing(run, action, state, asked)
 
-    def show(standing: Standing, snapshot: RunSnapshot, can_start: bool) -> list[Any]:
+    def show(standing: Standing, snapshot: RunSnapshot, can_start: bool, number: int) -> list[Any]:
         run, state, asked = standing.run, snapshot.state, standing.asked
         assert run is not None
         is_ours = workshop.is_training and workshop.job is not None and workshop.job.folder == run
@@ -98,7 +98,7 @@ def build_run_controls(workshop: Workshop, w: Words) -> RunControls:
         can_press = can_press and (can_start or standing.action is not Action.START) and not starting
         kind = "secondary" if mending["visible"] or starting else "primary"
         return [
-            said,
+            f"<div data-number='{number}'>{said}</div>",
             gr.update(
                 value=w("gpus.starting") if starting else label(standing, snapshot),
                 interactive=can_press,

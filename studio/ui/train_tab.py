@@ -21,8 +21,15 @@ from studio.view.words import Words
 POLL_SECONDS, IDLE_SECONDS = 1.0, 2.0
 """How often a live run is looked at, and whether another process has begun one, where few pages ask."""
 
-AS_SHOWN = "(seen, kept, ...rest) => [seen, {...kept, narrow: window.innerWidth <= 640}, ...rest]"
-"""Inputs of a look at the run: a phone gets figures drawn for it."""
+AS_SHOWN = """
+(seen, kept, path) => {
+  const shown = Number(document.querySelector('#run-status [data-number]')?.dataset.number);
+  return [seen, {...kept, narrow: window.innerWidth <= 640, shown}, path];
+}
+"""
+"""Inputs of a look at the run: a phone gets figures drawn for it, and of answers that overtook one another the page
+tells which one it shows.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +42,8 @@ class Seen:
     can_start: bool
     every: float
     """Seconds between two looks."""
-    answer: int | None = field(default=None, compare=False)
-    """The number of the answer that showed it, which no other has: of answers that overtake one another the page
-    keeps the one that came last, and says which.
-    """
+    number: int = field(default=0, compare=False)
+    """Of the answer that showed it, and of no other: of answers that overtake one another a page keeps the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +69,21 @@ def build_train_tab(
 ) -> TrainTab:
     """Lays the room out and connects it; `timer` makes it look at the run, `kept` is how a visitor wants the chart."""
     seen = gr.State(None)
-    answers = count(1)
-    answer = gr.Number(None, precision=0, visible=False)
+    numbers = count(1)
     controls = build_run_controls(workshop, w)
     with gr.Row(elem_classes="main-row"):
         with gr.Column(scale=2, min_width=320, elem_classes="side"):
             plan = build_plan_panel(workshop, w, path)
         with gr.Column(scale=3, min_width=320):
             live = build_live_view(workshop, w, kept, seen, lambda last: last.live if last else None)
-    watched = [seen, answer, pulse, timer, *controls.outputs, *live.outputs]
+    watched = [seen, pulse, timer, *controls.outputs, *live.outputs]
 
-    def watch(request: gr.Request, last: Seen | None, wanted: Kept, target: str | None, shown: int | None) -> list[Any]:
+    def watch(request: gr.Request, last: Seen | None, wanted: Kept, target: str | None) -> list[Any]:
         run, can_start = workshop.current_run(), plan.can_start(target)
         snapshot = workshop.snapshot(run) if run is not None else None
         is_live = workshop.is_training or (snapshot is not None and snapshot.state.is_live)
         every = workshop.watchers.interval(request.session_hash or "", POLL_SECONDS if is_live else IDLE_SECONDS)
-        if last is not None and last.answer != shown:
+        if last is not None and isinstance(shown := (wanted or {}).get("shown"), int) and shown != last.number:
             last = None
         if run is None or snapshot is None:
             now = Seen(NO_RUN, None, can_start, every)
@@ -87,17 +91,14 @@ def build_train_tab(
             now = Seen(controls.look(run, snapshot), live.look(run, snapshot, wanted), can_start, every)
         if now == last:
             return [gr.skip()] * len(watched)
-        number = next(answers)
-        now = replace(now, answer=number)
         curves = now.live
         if curves is None or snapshot is None:
-            return [now, number, "", gr.Timer(every), *controls.clear(can_start), *live.clear()]
+            return [now, "", gr.Timer(every), *controls.clear(can_start), *live.clear()]
+        now = replace(now, number=next(numbers))
         is_same = last is not None and (now.standing, now.can_start) == (last.standing, last.can_start)
-        told = [now.standing, snapshot, now.can_start]
-        head = [gr.skip()] * len(controls.outputs) if is_same else controls.show(*told)
+        head = controls.show(now.standing, snapshot, now.can_start, now.number)
         return [
             now,
-            number,
             gr.skip() if is_same else live_markup.pulse(snapshot, w),
             gr.skip() if last is not None and last.every == every else gr.Timer(every),
             *head,
@@ -105,7 +106,7 @@ def build_train_tab(
         ]
 
     looking: dict[str, Any] = {
-        "fn": watch, "inputs": [seen, kept, path, answer], "outputs": watched, "js": AS_SHOWN,
+        "fn": watch, "inputs": [seen, kept, path], "outputs": watched, "js": AS_SHOWN,
         "show_progress": "hidden", "api_visibility": "private", "queue": False,
     }  # fmt: skip
     for pressed in controls.connect(plan, lambda last: last.standing if last else NO_RUN, seen, path):

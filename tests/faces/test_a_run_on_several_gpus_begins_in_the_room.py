@@ -71,7 +71,7 @@ def looked(workshop, head):
     run = workshop.current_run()
     snapshot = workshop.snapshot(run)
     standing = head.look(run, snapshot)
-    status, button, *_ = head.show(standing, snapshot, True)
+    status, button, *_ = head.show(standing, snapshot, True, 1)
     return run, standing, status, button
 
 
