@@ -150,7 +150,7 @@ def visit(chromium, app_address):
 
         def look(path="", **context):
             page = browser.new_context(**context).new_page()
-            page.set_default_timeout(30_000)
+            page.set_default_timeout(90_000)
             own = (app_address, app_address.replace("http", "ws"), "data:", "blob:")
             page.on("request", lambda r: None if r.url.startswith(own) else strangers.append(r.url))
             page.goto(f"{app_address}/{path}")
